@@ -1,0 +1,139 @@
+"""The demonstration: a year of flights as a live stream, through an embedded Flink, into exact hourly results, checked.
+
+``scripts/demo`` calls it. Everything it makes is in one folder, ``.streamgauge/demo``, laid anew each time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib import resources
+from pathlib import Path
+
+from streamgauge.pipelines.flights import PARTITIONS, FlightsInput, write_events
+from streamgauge.pipelines.job import Job, home, job_folder, load_job
+from streamgauge.pipelines.run import run_job
+from streamgauge.pipelines.services.errors import ServiceError
+from streamgauge.pipelines.services.kafka import KafkaServer
+from streamgauge.pipelines.services.questdb import QuestDbServer
+from streamgauge.pipelines.verify import verify_job
+from streamgauge.transforms.record import JobRecord
+
+RATE = 20_000.0
+"""Lines a second: the year passes in about 17 seconds."""
+
+TOPIC = "flights"
+
+JOBS = resources.files("streamgauge.templates") / "jobs"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--kafka", action="store_true", help="Through a Kafka broker and into QuestDB, both started here.")
+    parser.add_argument("--rate", type=float, default=RATE, help="Events a second; default %(default)s.")
+    options = parser.parse_args()
+    try:
+        return _with_kafka(options.rate) if options.kafka else _with_files(options.rate)
+    except ServiceError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+
+
+def _with_files(rate: float) -> int:
+    folder, flights = _prepare()
+    live = folder / "live.ndjson"
+    live.touch()
+    job = load_job(str(JOBS / "flights.yaml"), {"input": str(live), "out": str(folder), "follow": "true"})
+    with _replay(job, flights, "--rate", str(rate), "--file", str(live)):
+        code = run_job(job, runner="flink", flink=None, fresh=True, options=[], json_lines=False)
+    return code or _verdict(job, f"results: {folder}/flights.db (SQLite), rejected lines: {folder}/rejected (Parquet)")
+
+
+def _with_kafka(rate: float) -> int:
+    folder, flights = _prepare()
+    with ExitStack() as servers:
+        print("starting Kafka and QuestDB ...", flush=True)
+        kafka = servers.enter_context(KafkaServer(folder / "kafka"))
+        questdb = servers.enter_context(QuestDbServer(folder / "questdb"))
+        _make_topic(kafka.brokers)
+        print(f"  Kafka at {kafka.brokers}, QuestDB at {questdb.url}", flush=True)
+        job = load_job(str(JOBS / "flights-kafka.yaml"), {"brokers": kafka.brokers, "questdb": questdb.url, "topic": TOPIC, "out": str(folder)})
+        with _replay(job, flights, "--rate", str(rate), "--brokers", kafka.brokers, "--topic", TOPIC):
+            code = run_job(job, runner="flink", flink=None, fresh=True, options=[], json_lines=False)
+        return code or _verdict(job, f"results were in QuestDB, rejected lines: {folder}/rejected (Parquet)")
+
+
+def _prepare() -> tuple[Path, FlightsInput]:
+    folder = home() / "demo"
+    for old in (folder / name for name in ("live.ndjson", "flights.db", "flights.db-wal", "flights.db-shm", "rejected", "late", "kafka", "questdb")):
+        if old.is_dir():
+            shutil.rmtree(old)
+        else:
+            old.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    flights = write_events(folder / "input")
+    print(f"{flights.events:,} flights of 2013, {len(flights.damaged):,} damaged lines, up to {flights.disorder_minutes:g} minutes out of order", flush=True)
+    return folder, flights
+
+
+def _make_topic(brokers: str) -> None:
+    from confluent_kafka.admin import AdminClient, NewTopic
+
+    made = AdminClient({"bootstrap.servers": brokers}).create_topics([NewTopic(TOPIC, PARTITIONS, 1)])
+    made[TOPIC].result()
+
+
+@contextmanager
+def _replay(job: Job, flights: FlightsInput, *arguments: str) -> Iterator[None]:
+    """Plays the lines while the job runs; when every one was read, asks the job to drain: then all windows close."""
+    folder = home() / "demo"
+    record = JobRecord(job_folder(job.name) / "record")
+    record.clear()
+    total = flights.events + len(flights.damaged)
+    ended = threading.Event()
+
+    def drain_when_read() -> None:
+        while not ended.wait(0.3):
+            if sum(split["events"] + split["rejected"] for split in record.all("splits")) >= total:
+                record.ask_to_drain()
+                return
+
+    # It starts when the job reads: the live view then shows the whole stream.
+    def play() -> None:
+        while not ended.wait(0.1):
+            if record.all("splits"):
+                break
+        if not ended.is_set():
+            players.append(subprocess.Popen([sys.executable, "-m", "streamgauge.pipelines.replay", str(folder / "input"), *arguments]))
+
+    players: list[subprocess.Popen[bytes]] = []
+    threads = [threading.Thread(target=work, daemon=True) for work in (play, drain_when_read)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+        for player in players:
+            player.terminate()
+            player.wait()
+
+
+def _verdict(job: Job, where: str) -> int:
+    print(where, flush=True)
+    began = time.monotonic()
+    code = verify_job(job)
+    print(f"  (an independent answer by DuckDB over the raw events, in {time.monotonic() - began:.1f} s)", flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,409 @@
+"""The steps of a job and what flows between them: checked before anything starts or connects."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+from pydantic import ValidationError
+from pydantic_core import PydanticCustomError
+
+from streamgauge.pipelines.job_errors import Path, Problem, explain
+from streamgauge.pipelines.job_yaml import Document
+from streamgauge.transforms.aggregate import AggregateOptions, build_metric
+from streamgauge.transforms.config import Config, did_you_mean
+from streamgauge.transforms.event_time import EventTime
+from streamgauge.transforms.partials import Metric
+from streamgauge.transforms.read import ReadOptions, read_schema
+from streamgauge.transforms.write import WriteOptions
+
+VOCABULARY: dict[str, type[Config]] = {"ReadEvents": ReadOptions, "AggregateWindows": AggregateOptions, "WriteResults": WriteOptions}
+"""Our transforms by the name that job files use, with their options."""
+
+_STEP_KEYS = ("type", "name", "input", "config", "resource_hints")
+_BEAM_STEP_KEYS = (*_STEP_KEYS, "output", "windowing", "output_schema")
+_NEST_KEYS = ("type", "name", "input", "output", "windowing", "resource_hints", "transforms", "extra_transforms", "source", "sink")
+_NESTS = ("chain", "composite")
+
+
+@dataclass(eq=False)
+class Step:
+    """A transform that is no chain or composite.
+
+    Attributes:
+        name: as other steps call it. options: validated; None for Beam's own transforms. inputs: what it reads, looked up through chains and composites.
+        metric: of an AggregateWindows whose events' schema is known.
+    """
+
+    name: str
+    type: str
+    path: Path
+    line: int
+    options: Any = None
+    inputs: tuple[Output, ...] = ()
+    metric: Metric | None = None
+
+    def outputs(self) -> dict[str, str]:
+        """What the rows of each output are; the main output first. Nothing is known of Beam's own transforms."""
+        if isinstance(self.options, ReadOptions):
+            handling = self.options.error_handling
+            return {"events": "events"} | ({handling.output: "dead letters"} if handling else {})
+        if isinstance(self.options, AggregateOptions):
+            return {"results": "results"} | ({"late": "late events"} if self.options.late else {})
+        return {}
+
+
+@dataclass(frozen=True)
+class Output:
+    """A collection: output ``name`` of a step; None for the only output of a step that is Beam's."""
+
+    step: Step
+    name: str | None
+
+    @property
+    def kind(self) -> str | None:
+        """``events``, ``results``, ``late events``, ``dead letters``; None: not known."""
+        return None if self.name is None else self.step.outputs().get(self.name)
+
+
+@dataclass
+class _Nest:
+    """A chain or composite, or the pipeline itself."""
+
+    spec: Mapping[str, Any]
+    path: Path
+    name: str
+    members: list[tuple[str, str, Step | _Nest]] = field(default_factory=list)
+    """(name, type, what it is), in order."""
+    above: _Nest | None = None
+
+    @property
+    def chain(self) -> bool:
+        return self.spec.get("type") == "chain"
+
+
+class _NotThere(Exception):
+    """A reference that leads nowhere; the message says why."""
+
+
+class Plan:
+    """Reads a job's steps; ``problems`` has every mistake."""
+
+    def __init__(self, document: Document) -> None:
+        self.steps: list[Step] = []
+        self.problems: list[Problem] = []
+        self._document = document
+        self._read: set[tuple[int, str | None]] = set()
+        self._known = _BeamTypes(document.value.get("providers") or [])
+        pipeline = document.value["pipeline"]
+        self._root = _Nest(pipeline, ("pipeline",), "the pipeline")
+        self._members(self._root)
+        if not self.problems:
+            self._connect(self._root)
+        if not self.problems:
+            self._flow()
+
+    def _problem(self, path: Path, message: str) -> None:
+        self.problems.append(self._document.problem(path, message))
+
+    # What is there
+
+    def _members(self, nest: _Nest) -> None:
+        self._only_keys(nest.spec, nest.path, [key for key in _NEST_KEYS if nest.above or key not in ("name", "input", "output")])
+        listed = nest.spec.get("transforms", [])
+        if not isinstance(listed, list) or not (listed or "source" in nest.spec):
+            self._problem((*nest.path, "transforms"), "expected a list of transforms, such as [{type: ReadEvents, config: {...}}]")
+            return
+        specs: list[tuple[Path, Any]] = [((*nest.path, "transforms", index), spec) for index, spec in enumerate(listed)]
+        if "source" in nest.spec:
+            specs.insert(0, ((*nest.path, "source"), nest.spec["source"]))
+        if "sink" in nest.spec:
+            specs.append(((*nest.path, "sink"), nest.spec["sink"]))
+        specs += [((*nest.path, "extra_transforms", index), spec) for index, spec in enumerate(nest.spec.get("extra_transforms") or [])]
+        for path, spec in specs:
+            self._member(nest, path, spec)
+
+    def _member(self, nest: _Nest, path: Path, spec: Any) -> None:
+        if not isinstance(spec, Mapping) or not isinstance(spec.get("type"), str):
+            self._problem(path, f"expected a transform with a type: {{type: {' or '.join(VOCABULARY)}, config: {{...}}}}; found {_short(spec)}")
+            return
+        kind = spec["type"]
+        name = str(spec.get("name", kind))
+        if kind in _NESTS:
+            inner = _Nest(spec, path, name, above=nest)
+            nest.members.append((name, kind, inner))
+            self._members(inner)
+            return
+        step = Step(name, kind, path, self._document.lines.get((*path, "type"), 0))
+        nest.members.append((name, kind, step))
+        self.steps.append(step)
+        if kind in VOCABULARY:
+            self._only_keys(spec, path, _STEP_KEYS)
+            config = spec.get("config")
+            try:
+                step.options = VOCABULARY[kind].model_validate({} if config is None else config)
+            except ValidationError as error:
+                for place, message in explain(VOCABULARY[kind], config, error):
+                    self._problem((*path, "config", *place), message)
+        else:
+            self._only_keys(spec, path, _BEAM_STEP_KEYS)
+            if not self._known.has(kind):
+                known = [*VOCABULARY, *_NESTS, *self._known.names()]
+                self._problem((*path, "type"), f"unknown transform '{kind}'{did_you_mean(kind, known)}; ours: {', '.join(VOCABULARY)}; others are those of Beam YAML")
+
+    def _only_keys(self, spec: Mapping[str, Any], path: Path, known: Any) -> None:
+        for key in spec:
+            if key not in known:
+                self._problem((*path, str(key)), f"unknown key{did_you_mean(str(key), list(known))}; known: {', '.join(known)}")
+
+    # What reads what
+
+    def _connect(self, nest: _Nest) -> None:
+        for index, (_, _, member) in enumerate(nest.members):
+            spec = self._spec(member)
+            if isinstance(member, _Nest):
+                self._connect(member)
+            before: Step | _Nest | None = nest.members[index - 1][2] if nest.chain and index else None
+            references = _references(spec)
+            if nest.chain and references and index < len(nest.members) - len(nest.spec.get("extra_transforms") or []):
+                self._problem((*_path(member), "input"), "in a chain each transform reads the one before it: leave `input` out")
+                continue
+            found: list[Output] = []
+            try:
+                if before is not None and not references:
+                    found = self._output(before, None, frozenset())
+                elif nest.chain and index == 0 and nest.above and not references:
+                    found = [output for _, name in _references(nest.spec) for output in self._find(nest.above, name, frozenset())]
+            except _NotThere as error:
+                self._problem(_path(member), str(error))
+            for where, name in references:
+                try:
+                    found += self._find(nest, name, frozenset())
+                except _NotThere as error:
+                    self._problem((*_path(member), *where), str(error))
+            self._read.update((id(output.step), output.name) for output in found)
+            if isinstance(member, Step):
+                member.inputs = tuple(found)
+                self._input_given(member)
+        if nest.above and not self.problems:
+            for where, name in [((), None)] if nest.chain and "output" not in nest.spec else _references(nest.spec, "output"):
+                try:
+                    outputs = self._output(nest.members[-1][2], None, frozenset()) if name is None else self._find(nest, name, frozenset())
+                    self._read.update((id(output.step), output.name) for output in outputs)
+                except _NotThere as error:
+                    if name is not None:
+                        self._problem((*nest.path, *where), str(error))
+
+    def _input_given(self, step: Step) -> None:
+        if step.options is None:
+            return
+        if isinstance(step.options, ReadOptions) and step.inputs:
+            self._problem((*step.path, "input"), "ReadEvents reads its source and takes no input")
+        elif not isinstance(step.options, ReadOptions) and not step.inputs and not self.problems:
+            other = {"AggregateWindows": "ReadEvents", "WriteResults": "AggregateWindows"}[step.type]
+            self._problem(step.path, f"{step.type} needs an input; name the step it reads, such as `input: {other}`")
+
+    def _spec(self, member: Step | _Nest) -> Mapping[str, Any]:
+        value = self._document.value
+        for key in _path(member):
+            value = value[key]
+        return value  # type: ignore[no-any-return]
+
+    def _find(self, nest: _Nest, name: str, asked: frozenset[tuple[int, str]]) -> list[Output]:
+        """The collections that ``name`` means within ``nest``."""
+        if (id(nest), name) in asked:
+            raise _NotThere(f"'{name}' goes round in a circle")
+        asked |= {(id(nest), name)}
+        if nest.above:
+            inputs = [reference for where, reference in _references(nest.spec) if name == (where[1] if len(where) > 1 and isinstance(where[1], str) else "input")]
+            if inputs:
+                return [output for reference in inputs for output in self._find(nest.above, reference, asked)]
+        wanted, _, output = name.partition(".")
+        found = [member for own, kind, member in nest.members if wanted in (own, kind)]
+        if not found:
+            names = [own for own, _, _ in nest.members]
+            raise _NotThere(f"'{name}' is the output of no step{did_you_mean(wanted, names)}; steps: {', '.join(dict.fromkeys(names))}")
+        if len(found) > 1:
+            lines = ", ".join(str(self._document.lines.get(_path(member), 0)) for member in found)
+            raise _NotThere(f"'{wanted}' is ambiguous: there are {len(found)} such steps (lines {lines}); give each a `name` and use it")
+        return self._output(found[0], output or None, asked)
+
+    def _output(self, member: Step | _Nest, name: str | None, asked: frozenset[tuple[int, str]]) -> list[Output]:
+        if isinstance(member, Step):
+            return [self._step_output(member, name)]
+        given = {(where[1] if len(where) > 1 else "output"): reference for where, reference in _references(member.spec, "output")}
+        if member.chain and not given:
+            return self._output(member.members[-1][2], name, asked)
+        if name is None and len(given) == 1:
+            name = str(next(iter(given)))
+        if name not in given:
+            raise _NotThere(f"{member.name} has {_list('the output', [str(key) for key in given])}" + (f", not '{name}'" if name else ": say which"))
+        inside = f"{member.members[-1][0]}.{given[name]}" if member.chain else given[name]
+        return self._find(member, inside, asked)
+
+    def _step_output(self, step: Step, name: str | None) -> Output:
+        if step.options is None:
+            return Output(step, name)
+        outputs = list(step.outputs())
+        if not outputs:
+            raise _NotThere(f"{step.name} has no output; it is where rows leave the job")
+        handled = isinstance(step.options, ReadOptions)
+        if name is None:
+            if len(outputs) > 1 and not handled:
+                raise _NotThere(f"{step.name} has the outputs {' and '.join(outputs)}: write {' or '.join(f'{step.name}.{output}' for output in outputs)}")
+            return Output(step, outputs[0])
+        if name not in outputs:
+            hint = did_you_mean(name, outputs)
+            if len(outputs) == 1:
+                hint += "; dead letters have one with `error_handling: {output: rejected}`" if handled else "; late events have one with `late: true`"
+            raise _NotThere(f"{step.name} has {_list('the output', outputs)}, not '{name}'{hint}")
+        return Output(step, name)
+
+    # What flows
+
+    def _flow(self) -> None:
+        for step in self.steps:
+            if isinstance(step.options, ReadOptions):
+                self._checked((*step.path, "config", "time", "field"), lambda step=step: event_schema(step))
+        if self.problems:
+            return
+        for step in self.steps:
+            if isinstance(step.options, AggregateOptions):
+                self._aggregated(step, step.options)
+            elif isinstance(step.options, WriteOptions):
+                self._written(step)
+            for name, kind in step.outputs().items():
+                if (id(step), name) not in self._read:
+                    wanted = step.name if name == next(iter(step.outputs())) and not len(step.outputs()) > 1 else f"{step.name}.{name}"
+                    taker = "AggregateWindows" if kind == "events" else "WriteResults"
+                    self._problem(step.path, f"nobody reads the {kind} of {step.name}; add {{type: {taker}, input: {wanted}, ...}}")
+        self._one_table_each()
+
+    def _aggregated(self, step: Step, options: AggregateOptions) -> None:
+        schemas = []
+        for output in origins(step):
+            if output.kind not in ("events", None):
+                self._problem((*step.path, "input"), f"AggregateWindows takes events; {output.step.name}.{output.name} gives {output.kind}")
+            elif output.kind == "events":
+                schemas.append(event_schema(output.step))
+        if not schemas or self.problems:
+            return
+        if any(not schema.equals(schemas[0]) for schema in schemas):
+            self._problem((*step.path, "input"), "the inputs have different fields; events that are aggregated together must have the same schema")
+            return
+        schema, path, before = schemas[0], (*step.path, "config"), len(self.problems)
+        for index, name in enumerate(options.by):
+            self._checked((*path, "by", index), lambda name=name: build_metric(options.model_copy(update={"by": (name,), "aggregates": {}}), schema))
+        for name, choice in options.aggregates.items():
+            self._checked((*path, "aggregates", name), lambda choice=choice: choice.registry.load(choice.name)(choice.options, schema))
+        if len(self.problems) == before:
+            step.metric = self._checked((*path, "aggregates"), lambda: build_metric(options, schema))
+
+    def _written(self, step: Step) -> None:
+        for output in origins(step):
+            if output.kind == "events":
+                self._problem(
+                    (*step.path, "input"), f"WriteResults takes results, late events and dead letters; {output.step.name} gives events: aggregate them first"
+                )
+
+    def _one_table_each(self) -> None:
+        """Late events and dead letters have other columns than results: one table cannot hold both."""
+        seen: dict[tuple[str, str], tuple[Step, set[str | None]]] = {}
+        for step in self.steps:
+            if isinstance(step.options, WriteOptions):
+                to = step.options.to
+                kinds = {output.kind for output in origins(step)} - {None}
+                first, others = seen.setdefault((to.name, str(to.options)), (step, kinds))
+                if kinds and others and kinds != others:
+                    self._problem((*step.path, "config", "to"), f"the {_and(kinds)} would go where {first.name} at line {first.line} puts the {_and(others)}; choose another place")
+
+    def _checked(self, path: Path, make: Callable[[], Any]) -> Any:
+        """What ``make`` returns; None and a problem when it raises a user's error."""
+        try:
+            return make()
+        except PydanticCustomError as error:
+            message = error.message()
+        except (ValueError, TypeError) as error:
+            message = str(error)
+        self._problem(path, message)
+        return None
+
+
+def event_schema(step: Step) -> pa.Schema:
+    """Columns of the events of a ReadEvents. Raises PydanticCustomError when the time field does not fit."""
+    options: ReadOptions = step.options
+    return read_schema(EventTime(options.time, options.format.create().schema))
+
+
+def origins(step: Step, _through: frozenset[int] = frozenset()) -> list[Output]:
+    """What reaches a step, seen through Beam's Flatten and LogForTesting."""
+    found = []
+    for output in step.inputs:
+        if output.step.type in ("Flatten", "LogForTesting") and id(output.step) not in _through:
+            found += origins(output.step, _through | {id(output.step)})
+        else:
+            found.append(output)
+    return list(dict.fromkeys(found))
+
+
+class _BeamTypes:
+    """Beam's own transforms, and those of the job's providers."""
+
+    def __init__(self, providers: list[Any]) -> None:
+        self._given = {name for provider in providers if isinstance(provider, Mapping) for name in provider.get("transforms") or {}}
+        self._open = any(isinstance(provider, Mapping) and "include" in provider for provider in providers)
+
+    def names(self) -> list[str]:
+        with quiet():
+            from apache_beam.yaml.yaml_provider import standard_providers
+
+            return sorted({*self._given, *standard_providers(), *(name.rsplit("-", 1)[0] for name in standard_providers())})
+
+    def has(self, name: str) -> bool:
+        return self._open or name in self._given or name in self.names()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings that Beam logs about its own optional parts."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _path(member: Step | _Nest) -> Path:
+    return member.path
+
+
+def _references(spec: Mapping[str, Any], key: str = "input") -> list[tuple[Path, str]]:
+    """Names under ``input`` or ``output``, each with its path there: a name, a list, or a mapping of either."""
+    given = spec.get(key) or {}
+    if isinstance(given, str):
+        return [((key,), given)]
+    if isinstance(given, list):
+        return [((key, index), str(name)) for index, name in enumerate(given)]
+    found: list[tuple[Path, str]] = []
+    for inner, value in given.items():
+        names = value if isinstance(value, list) else [value]
+        found += [((key, str(inner)), str(name)) for name in names]
+    return found
+
+
+def _list(what: str, names: list[str]) -> str:
+    return f"{what} {names[0]}" if len(names) == 1 else f"{what}s {' and '.join(names)}" if names else "no output"
+
+
+def _and(kinds: set[str | None]) -> str:
+    return " and ".join(sorted(str(kind) for kind in kinds))
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

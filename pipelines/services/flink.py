@@ -1,0 +1,229 @@
+"""Flink in one JVM: Beam's job server with a mini cluster inside, checkpoints in a local folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from streamgauge.pipelines.services.class_data import ClassData
+from streamgauge.pipelines.services.errors import ServiceError
+from streamgauge.pipelines.services.flink_rest import FlinkRest
+from streamgauge.pipelines.services.java import java
+from streamgauge.pipelines.services.patches import flink_jars
+from streamgauge.pipelines.services.process import HOST, Service, free_ports, port_open
+
+MAIN = "org.apache.beam.runners.flink.FlinkJobServerDriver"
+OPENS = (
+    "io",
+    "lang",
+    "lang.reflect",
+    "net",
+    "nio",
+    "text",
+    "time",
+    "util",
+    "util.concurrent",
+    "util.concurrent.atomic",
+    "util.concurrent.locks",
+)
+START_TIMEOUT_S = 90.0
+# Key groups: fixed, so that a job can be rescaled from its checkpoints.
+MAX_PARALLELISM = 128
+BUNDLE_MS = 10
+BUNDLE_ELEMENTS = 1000
+WATERMARK_MS = 20
+
+
+class EmbeddedFlink(FlinkRest):
+    """A job server that runs one streaming job at a time in its own JVM.
+
+    Args:
+        folder: gets the Flink configuration, the log, checkpoints and savepoints; kept on stop.
+        parallelism: task slots and the job's default parallelism.
+        checkpoint_interval_ms: milliseconds between checkpoints.
+        heap: the JVM's largest heap, as -Xmx takes it.
+        restore_from: a checkpoint or savepoint that jobs start from (see `latest_checkpoint`). Beam's option
+            `--savepoint_path` is not heard by a mini cluster.
+        conf: extra Flink configuration, which wins over ours.
+        log_level: trace, debug, info, warn or error.
+        patched: without it Beam's own checkpoint handler runs, whose checkpoints grow (to compare).
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        parallelism: int = 2,
+        checkpoint_interval_ms: int = 1000,
+        *,
+        restore_from: Path | None = None,
+        heap: str = "1536m",
+        conf: Mapping[str, object] | None = None,
+        log_level: str = "warn",
+        patched: bool = True,
+        progress: bool = True,
+    ) -> None:
+        self.folder = Path(folder).resolve()
+        self.parallelism, self.checkpoint_interval_ms = parallelism, checkpoint_interval_ms
+        self.log_path = self.folder / "flink.log"
+        self.checkpoints_folder = self.folder / "checkpoints"
+        self.savepoints_folder = self.folder / "savepoints"
+        restore = {"execution.savepoint.path": restore_from.resolve().as_uri()} if restore_from else {}
+        self._heap, self._extra, self._log_level = heap, {**restore, **(conf or {})}, log_level
+        self._patched, self._progress = patched, progress
+        self._service: Service | None = None
+        self._shared: ClassData | None = None
+        self._job_port, self._artifact_port, self._rest_port = free_ports(3)
+        super().__init__(f"http://{HOST}:{self._rest_port}")
+
+    @property
+    def job_endpoint(self) -> str:
+        """Where Beam's PortableRunner submits jobs."""
+        return f"localhost:{self._job_port}"
+
+    @property
+    def pid(self) -> int:
+        """The leader of the process group that holds the JVM."""
+        if self._service is None:
+            raise ServiceError("The embedded Flink was not started.")
+        return self._service.pid
+
+    @property
+    def running(self) -> bool:
+        return self._service is not None and self._service.running
+
+    def __enter__(self) -> EmbeddedFlink:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> EmbeddedFlink:
+        """Fetch what is missing, start, wait until jobs are accepted.
+
+        Raises:
+            ServiceError: with the last log lines.
+        """
+        if self.running:
+            return self
+        jars = flink_jars(self._progress, self._patched)
+        temporary = self.folder / "tmp"
+        for part in (self.checkpoints_folder, self.savepoints_folder, self.folder / "conf", temporary):
+            part.mkdir(parents=True, exist_ok=True)
+        lines = [f"{key}: {value}" for key, value in self.configuration().items()]
+        (self.folder / "conf" / "flink-conf.yaml").write_text("\n".join(lines) + "\n")
+        shared = self._shared = ClassData("flink", jars, record=self._patched)
+        command = java(
+            f"-Xmx{self._heap}",
+            "-XX:+ExitOnOutOfMemoryError",
+            *(f"--add-opens=java.base/java.{package}=ALL-UNNAMED" for package in OPENS),
+            f"-Djava.io.tmpdir={temporary}",
+            "-Djava.net.preferIPv4Stack=true",
+            f"-Dorg.slf4j.simpleLogger.defaultLogLevel={self._log_level}",
+            "-Dorg.slf4j.simpleLogger.showDateTime=true",
+            "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSS",
+            *shared.flags(),
+            *("-cp", shared.class_path, MAIN),
+            *("--job-host", "localhost", "--job-port", str(self._job_port)),
+            *("--artifact-port", str(self._artifact_port), "--expansion-port", "-1"),
+            *("--artifacts-dir", str(temporary / "artifacts")),
+            *("--flink-conf-dir", str(self.folder / "conf"), "--flink-master", "[local]"),
+        )
+        self._service = Service(
+            "The embedded Flink",
+            command,
+            self.log_path,
+            ready=lambda: port_open(self._job_port),
+            timeout_s=START_TIMEOUT_S,
+            env={**os.environ, "FLINK_CONF_DIR": str(self.folder / "conf")},
+        )
+        self._service.start()
+        return self
+
+    def stop(self) -> None:
+        """End the JVM and any job in it. Retained checkpoints stay."""
+        if self._service is not None:
+            self._service.stop()
+        if self._shared is not None:
+            self._shared.finish()
+
+    def configuration(self) -> dict[str, object]:
+        """The Flink configuration that `start` writes."""
+        return {
+            "rest.address": HOST,
+            "rest.bind-address": HOST,
+            "rest.port": self._rest_port,
+            "rest.bind-port": self._rest_port,
+            "web.submit.enable": "false",
+            "jobmanager.bind-host": HOST,
+            "taskmanager.bind-host": HOST,
+            "taskmanager.host": HOST,
+            "parallelism.default": self.parallelism,
+            "taskmanager.numberOfTaskSlots": self.parallelism,
+            "taskmanager.memory.managed.size": "16m",
+            "taskmanager.memory.network.min": "64m",
+            "taskmanager.memory.network.max": "64m",
+            "io.tmp.dirs": self.folder / "tmp",
+            "state.backend.type": "hashmap",
+            # Beyond 5 MB checkpoints in JobManager memory fail, and the job restarts in a loop.
+            "state.checkpoints.dir": self.checkpoints_folder.as_uri(),
+            "state.savepoints.dir": self.savepoints_folder.as_uri(),
+            "state.checkpoints.num-retained": 2,
+            "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
+            "restart-strategy.type": "exponential-delay",
+            "restart-strategy.exponential-delay.initial-backoff": "500 ms",
+            "restart-strategy.exponential-delay.max-backoff": "10 s",
+            "restart-strategy.exponential-delay.reset-backoff-threshold": "1 min",
+            "restart-strategy.exponential-delay.attempts-before-reset-backoff": 10,
+            "metrics.fetcher.update-interval": 500,
+            "web.refresh-interval": 500,
+            **self._extra,
+        }
+
+    def pipeline_options(self) -> list[str]:
+        """The Beam options under which a streaming job works here (some, Beam's Python does not know)."""
+        return [
+            "--runner=PortableRunner",
+            f"--job_endpoint={self.job_endpoint}",
+            "--environment_type=LOOPBACK",
+            "--streaming",
+            *flink_options(self.parallelism, self.checkpoint_interval_ms),
+        ]
+
+
+def flink_options(parallelism: int, checkpoint_interval_ms: int) -> list[str]:
+    """The Beam options for a streaming job on any Flink."""
+    return [
+        f"--parallelism={parallelism}",
+        f"--max_parallelism={MAX_PARALLELISM}",
+        f"--checkpointing_interval={checkpoint_interval_ms}",
+        # Flags are bare: Beam refuses "--flag=true" for options that the job server declares.
+        # Without it the output of a bundle that a checkpoint closes waits for the next bundle, perhaps for ever.
+        "--finish_bundle_before_checkpointing",
+        "--externalized_checkpoints_enabled",
+        "--retain_externalized_checkpoints_on_cancellation",
+        f"--max_bundle_time_mills={BUNDLE_MS}",  # sic
+        f"--max_bundle_size={BUNDLE_ELEMENTS}",
+        f"--auto_watermark_interval={WATERMARK_MS}",
+        "--object_reuse",
+        # State is read once, so there is nothing to cache; and the cache weighs each entry by walking all modules (0.4 ms).
+        "--max_cache_memory_usage_mb=0",
+    ]
+
+
+def latest_checkpoint(folder: Path | str) -> Path | None:
+    """The newest complete checkpoint under an EmbeddedFlink's folder, to restore from; None if there is none."""
+    found = [(path.stat().st_mtime_ns, path.parent) for path in Path(folder).glob("checkpoints/*/chk-*/_metadata")]
+    return max(found)[1] if found else None
+
+
+def silence_unknown_options() -> None:
+    """Drop Beam's warnings about options of ours that only the Java side of the runner knows."""
+    names = {option.split("=")[0] for option in flink_options(1, 1)}
+
+    def keep(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return not any(name in text for name in names)
+
+    logging.getLogger("apache_beam.options.pipeline_options").addFilter(keep)

@@ -1,0 +1,64 @@
+"""Classes of ours that go before Beam's on the job server's class path, compiled once into the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import zipfile
+from pathlib import Path
+
+from streamgauge.pipelines.services.cache import cache_folder, locked
+from streamgauge.pipelines.services.errors import ServiceError
+from streamgauge.pipelines.services.jars import class_path, fetch, version_of
+from streamgauge.pipelines.services.java import run_java
+
+SOURCES = Path(__file__).with_name("java_sources")
+RUNNER = "beam-runners-flink-1.19"
+# Fixed, so that the jar's bytes depend on the sources and the compiler alone.
+ZIP_TIME = (2020, 1, 1, 0, 0, 0)
+
+
+def flink_jars(progress: bool = True, patched: bool = True) -> list[Path]:
+    """The class path of the Flink job server: our patch first, then the locked jars.
+
+    Args:
+        progress: as for `fetch`.
+        patched: without it Beam's own classes run, as they were published (to compare).
+
+    Raises:
+        ServiceError: a jar cannot be had or the patch does not compile.
+    """
+    jars = fetch("flink", progress)
+    return [patch_jar(jars, progress), *jars] if patched else jars
+
+
+def patch_jar(jars: list[Path], progress: bool = True) -> Path:
+    """The jar of the classes under `java/`, compiled against `jars` if the cache lacks it."""
+    sources = sorted(SOURCES.rglob("*.java"))
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(source.read_bytes())
+    version = version_of("flink", RUNNER)
+    target = cache_folder() / "patches" / f"{RUNNER}-{version}-{digest.hexdigest()[:16]}.jar"
+    if not target.exists():
+        with locked(target.parent / ".lock"):
+            if not target.exists():
+                _compile(sources, jars, fetch("ecj", progress), target)
+    return target
+
+
+def _compile(sources: list[Path], jars: list[Path], compiler: list[Path], target: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        classes = Path(folder) / "classes"
+        try:
+            run_java(
+                "-cp", class_path(compiler), "org.eclipse.jdt.internal.compiler.batch.Main",
+                "-11", "-proc:none", "-nowarn", "-cp", class_path(jars), "-d", classes, *sources,
+            )  # fmt: skip
+        except ServiceError as error:
+            raise ServiceError(f"Streamgauge's patch of Beam's Flink runner does not compile. {error}") from None
+        part = Path(folder) / target.name
+        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as jar:
+            for file in sorted(classes.rglob("*.class")):
+                jar.writestr(zipfile.ZipInfo(str(file.relative_to(classes)), ZIP_TIME), file.read_bytes())
+        part.replace(target)

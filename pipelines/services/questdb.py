@@ -1,0 +1,121 @@
+"""A QuestDB on 127.0.0.1."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from streamgauge.pipelines.services.class_data import ClassData
+from streamgauge.pipelines.services.jars import fetch
+from streamgauge.pipelines.services.java import java
+from streamgauge.pipelines.services.process import HOST, Service, free_ports, http_ok
+
+START_TIMEOUT_S = 60.0
+
+
+class QuestDbServer:
+    """One QuestDB: HTTP (SQL and line protocol writes) and the PostgreSQL wire protocol; no telemetry.
+
+    Args:
+        folder: QuestDB's root, with configuration, log and tables; a server started on it again has its tables.
+        http_port: TCP port of the HTTP server; None takes a free one.
+        pg_port: TCP port of the PostgreSQL wire protocol; None takes a free one.
+        properties: extra server properties (as in QuestDB's server.conf), which win over ours.
+        heap: the JVM's largest heap, as -Xmx takes it; tables live outside of it.
+        detached: whether it may outlive the process that starts it.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        http_port: int | None = None,
+        pg_port: int | None = None,
+        properties: Mapping[str, object] | None = None,
+        *,
+        heap: str = "512m",
+        detached: bool = False,
+        progress: bool = True,
+    ) -> None:
+        self.folder = Path(folder).resolve()
+        spare_http, spare_pg, spare_min = free_ports(3)
+        self.http_port, self.pg_port = http_port or spare_http, pg_port or spare_pg
+        self._health_port = spare_min
+        self.log_path = self.folder / "questdb.log"
+        self._extra, self._heap = dict(properties or {}), heap
+        self._detached, self._progress = detached, progress
+        self._service: Service | None = None
+        self._shared: ClassData | None = None
+
+    @property
+    def url(self) -> str:
+        """The HTTP server: `/write` and `/exec` are below it."""
+        return f"http://{HOST}:{self.http_port}"
+
+    @property
+    def pid(self) -> int | None:
+        return self._service.pid if self._service else None
+
+    @property
+    def running(self) -> bool:
+        return self._service is not None and self._service.running
+
+    def __enter__(self) -> QuestDbServer:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> QuestDbServer:
+        """Fetch what is missing, start, wait until SQL is answered.
+
+        Raises:
+            ServiceError: with the last log lines.
+        """
+        if self.running:
+            return self
+        jars = fetch("questdb", self._progress)
+        shared = self._shared = ClassData("questdb", jars, record=not self._detached)
+        (self.folder / "conf").mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / "tmp"
+        temporary.mkdir(exist_ok=True)
+        lines = [f"{key}={value}\n" for key, value in self.configuration().items()]
+        (self.folder / "conf" / "server.conf").write_text("".join(lines))
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("QDB_")}
+        command = java(
+            f"-Xmx{self._heap}",
+            f"-Djava.io.tmpdir={temporary}",
+            *shared.flags(),
+            *("-cp", shared.class_path, "io.questdb.ServerMain", "-d", str(self.folder), "-n"),
+        )
+        self._service = Service(
+            "QuestDB",
+            command,
+            self.log_path,
+            ready=lambda: http_ok(f"{self.url}/exec?query=select%201"),
+            timeout_s=START_TIMEOUT_S,
+            env={**environment, "QDB_LOG_W_STDOUT_LEVEL": "ERROR,CRITICAL"},
+            detached=self._detached,
+        )
+        self._service.start()
+        return self
+
+    def stop(self) -> None:
+        """Shut the server down; its tables stay."""
+        if self._service is not None:
+            self._service.stop()
+        if self._shared is not None:
+            self._shared.finish()
+
+    def configuration(self) -> dict[str, object]:
+        """The server properties that `start` writes."""
+        return {
+            "http.bind.to": f"{HOST}:{self.http_port}",
+            "http.min.net.bind.to": f"{HOST}:{self._health_port}",
+            "pg.net.bind.to": f"{HOST}:{self.pg_port}",
+            "line.tcp.enabled": "false",
+            "line.udp.enabled": "false",
+            "telemetry.enabled": "false",
+            "shared.worker.count": 2,
+            **self._extra,
+        }

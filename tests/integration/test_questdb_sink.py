@@ -1,0 +1,165 @@
+"""The QuestDB sink against a real server."""
+
+import itertools
+import json
+import math
+import threading
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from streamgauge.pipelines.services.questdb import QuestDbServer
+from streamgauge.transforms.rows import RowSpec
+from streamgauge.transforms.sinks import questdb
+from streamgauge.transforms.sinks.base import SinkError
+from streamgauge.transforms.sinks.questdb import QuestDb, QuestDbOptions
+
+from tests.transforms.sinks import cases
+
+pytestmark = pytest.mark.integration
+tables = (f"delay {number}" for number in itertools.count())
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QuestDbServer]:
+    with QuestDbServer(tmp_path_factory.mktemp("questdb"), progress=False) as running:
+        yield running
+
+
+def opened(server: QuestDbServer, table: str, schema: pa.Schema = cases.SCHEMA) -> QuestDb:
+    sink = QuestDb(QuestDbOptions(url=server.url, table=table))
+    sink.open(schema, RowSpec.of(schema))
+    return sink
+
+
+def sql(server: QuestDbServer, statement: str) -> list[list[Any]]:
+    with urllib.request.urlopen(f"{server.url}/exec?" + urllib.parse.urlencode({"query": statement})) as answer:
+        return json.loads(answer.read(), strict=False).get("dataset", [])
+
+
+def shown(history: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What the view shows in the end: the last written of the highest final revision, else the last written."""
+    held: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in itertools.chain(*history):
+        key = tuple(row[name] for name in cases.ROWS.key)
+        old = held.get(key)
+        if old is None or (row["revision"] if row["final"] else -1) >= (old["revision"] if old["final"] else -1):
+            held[key] = row
+    return list(held.values())
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cases.histories())
+def test_the_view_shows_what_the_rule_says(server: QuestDbServer, history: list) -> None:
+    table = next(tables)
+    sink = opened(server, table)
+    for batch in history:
+        sink.write(cases.to_table(batch))
+    found = sink.read()
+    assert found.schema.equals(cases.SCHEMA, check_metadata=True)
+    cases.same(cases.plain(found), shown(history), as_null=lambda value: not math.isfinite(value))
+    sink.close()
+
+
+def test_a_worker_that_wakes_up_late_changes_nothing(server: QuestDbServer) -> None:
+    sink = opened(server, "zombie")
+    early = cases.to_table([cases.result(revision=3, count=3)])
+    final = cases.to_table([cases.result(revision=9, count=9, final=True)])
+    corrected = cases.to_table([cases.result(revision=11, count=11, final=True)])
+    for rows in (early, final, corrected, early, final):
+        sink.write(rows)
+    assert sink.read().equals(corrected)
+
+
+def test_early_results_take_one_row_a_key(server: QuestDbServer) -> None:
+    sink = opened(server, "early")
+    for revision in range(10):
+        sink.write(cases.to_table([cases.result(origin=origin, revision=revision, count=revision) for origin in ("JFK", None, "")]))
+    assert sorted(str(row["origin"]) for row in sink.read().to_pylist()) == ["", "JFK", "None"]
+    assert set(sink.read()["count"].to_pylist()) == {9}
+    assert sql(server, "SELECT count() FROM early_versions") == [[3]]
+
+
+def test_a_dashboard_reads_it_as_a_table(server: QuestDbServer) -> None:
+    sink = opened(server, "dashboard")
+    rows = [cases.result(hour=h, origin=origin, count=h, final=True) for h in range(48) for origin in ("JFK", "LGA")]
+    for _ in range(2):
+        sink.write(cases.to_table(rows))
+    sink.read()
+    assert len(sql(server, "SELECT window_start, count FROM dashboard WHERE count > 40")) == 14, "a column called count is taken for the function"
+    assert sql(server, "SELECT sum(count) FROM dashboard") == [[2 * sum(range(48))]]
+    assert sql(server, "SELECT sum(count) FROM dashboard WHERE window_start IN '2013-01-01' AND origin = 'JFK'") == [[sum(range(19))]]
+    assert sql(server, "SELECT window_start, sum(count) FROM dashboard WHERE final SAMPLE BY 1d")[0] == ["2013-01-01T00:00:00.000000Z", 2 * sum(range(19))]
+    plan = str(sql(server, "EXPLAIN SELECT * FROM dashboard WHERE window_start IN '2013-01-01'"))
+    assert "Interval forward scan" in plan, "the time filter does not reach the table below the view"
+
+
+def test_rows_it_cannot_hold_do_not_cost_the_others(server: QuestDbServer) -> None:
+    sink = opened(server, "poison")
+    rows = [cases.result(hour=h) for h in range(4)]
+    too_early = cases.result(origin="early") | {"window_start": -1}
+    too_late = cases.result(origin="late") | {"window_start": 253_402_300_800_000_000}
+    null_key = cases.result(origin="null", gate=-(2**63))
+    with pytest.raises(ValueError, match=r"can never take the row metric='delay'.*origin='early'.* \(and 2 more\): its time"):
+        sink.write(cases.to_table([too_early, *rows, too_late, null_key]))
+    cases.same(cases.plain(sink.read()), rows)
+
+
+def test_rows_that_the_server_refuses_are_found(server: QuestDbServer) -> None:
+    sink = opened(server, "refused")
+    sql(server, 'ALTER TABLE refused_versions ALTER COLUMN "label" TYPE LONG')
+    rows = [cases.result(hour=h, label="text" if h == 5 else None) for h in range(8)]
+    with pytest.raises(ValueError, match=r"can never take the row .*window_start='2013-01-01T10:00:00.000000Z'.*label.*cast error"):
+        sink.write(cases.to_table(rows))
+    assert sql(server, "SELECT count() FROM wal_tables() WHERE name = 'refused_versions' AND suspended") == [[0]]
+    sink._server._wait_until_applied(("refused_versions", "refused"))
+    assert sql(server, "SELECT count() FROM refused_versions") == [[7]]
+
+
+def test_another_job_cannot_take_the_table(server: QuestDbServer) -> None:
+    opened(server, "taken")
+    opened(server, "taken")
+    with pytest.raises(ValueError, match="'taken_versions' is another table: it has the columns"):
+        opened(server, "taken", cases.SCHEMA.append(pa.field("more", pa.int64())))
+    sql(server, "CREATE TABLE mine (ts TIMESTAMP) TIMESTAMP(ts) PARTITION BY DAY WAL")
+    with pytest.raises(ValueError, match="'mine' is another table"):
+        opened(server, "mine")
+
+
+def test_late_events_and_names_with_dots(server: QuestDbServer) -> None:
+    rows = RowSpec(kind="late", key=("user.id", "time"), time="time")
+    schema = rows.attach(pa.schema([pa.field("user.id", pa.string()), pa.field("time", cases.UTC), pa.field("payload", pa.binary())]))
+    sink = opened(server, "late", schema)
+    late = pa.table([["a", None], pa.array([cases.START, cases.START]).cast(cases.UTC), [b"\xff\0", None]], schema=schema)
+    sink.write(late)
+    sink.write(late)
+    assert sink.read().sort_by("user.id").equals(late)
+    assert QuestDb(QuestDbOptions(url=server.url, table="late")).read()["user_id"].null_count == 1
+
+
+def test_nothing_there(server: QuestDbServer) -> None:
+    with pytest.raises(SinkError, match="there is no table 'nothing'"):
+        QuestDb(QuestDbOptions(url=server.url, table="nothing")).read()
+    assert len(opened(server, "empty").read()) == 0
+    opened(server, "empty").write(cases.SCHEMA.empty_table())
+
+
+def test_a_restart_is_waited_for_and_a_dead_server_is_named(server: QuestDbServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = opened(server, "restart")
+    rows = cases.to_table([cases.result(hour=h) for h in range(3)])
+    server.stop()
+    with monkeypatch.context() as short:
+        short.setattr(questdb, "RETRY_SECONDS", 0.2)
+        with pytest.raises(SinkError, match="questdb:127.0.0.1"):
+            sink.write(rows)
+    starter = threading.Timer(0.5, server.start)
+    starter.start()
+    try:
+        sink.write(rows)
+    finally:
+        starter.join()
+    assert sink.read().equals(rows)

@@ -1,0 +1,145 @@
+import fcntl
+import multiprocessing
+import pickle
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import duckdb
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from pydantic import ValidationError
+from streamgauge.transforms import dead_letter
+from streamgauge.transforms.rows import RowSpec
+from streamgauge.transforms.sinks import parquet
+from streamgauge.transforms.sinks.base import SinkError
+from streamgauge.transforms.sinks.parquet import Parquet, ParquetOptions
+from streamgauge.transforms.sinks.rows_util import retrying
+
+from tests.transforms.sinks import cases
+
+
+def opened(folder: Path, schema: pa.Schema = cases.SCHEMA, partition: str = "day") -> Parquet:
+    sink = Parquet(ParquetOptions(path=str(folder), partition=partition))
+    sink.open(schema, RowSpec.of(schema))
+    return sink
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.parquet"))
+
+
+@settings(max_examples=50, deadline=None)
+@given(cases.histories())
+def test_what_is_stored_is_what_the_rule_says(history: list) -> None:
+    with TemporaryDirectory() as folder:
+        sink = opened(Path(folder))
+        for batch in history:
+            sink.write(cases.to_table(batch))
+        found = Parquet(ParquetOptions(path=folder)).read()
+        seen = duckdb.sql(f"SELECT count(*), count(*) FILTER (final), sum(revision) FROM read_parquet('{folder}/**/*.parquet')").fetchall()
+    expected = cases.stored(history)
+    assert found.schema.equals(cases.SCHEMA, check_metadata=True)
+    cases.same(cases.plain(found), expected)
+    assert seen == [(len(expected), sum(row["final"] for row in expected), sum(row["revision"] for row in expected))]
+
+
+@pytest.mark.parametrize(("partition", "expected"), [
+    ("hour", ["2013-01-01T05.parquet", "2013-01-02T00.parquet", "2013-02-11T21.parquet"]),
+    ("day", ["2013-01-01.parquet", "2013-01-02.parquet", "2013-02-11.parquet"]),
+    ("month", ["2013-01.parquet", "2013-02.parquet"]),
+])
+def test_a_replay_adds_no_file(tmp_path: Path, partition: str, expected: list[str]) -> None:
+    sink = opened(tmp_path, partition=partition)
+    rows = cases.to_table([cases.result(hour=h, final=True) for h in (0, 19, 1000)])
+    sink.write(rows)
+    before = sink.read()
+    sink.write(rows.slice(1))
+    sink.write(rows)
+    assert files(tmp_path) == expected
+    assert sink.read().equals(before)
+    assert duckdb.sql(f"SELECT * FROM read_parquet('{tmp_path}/**/*.parquet')").columns == cases.SCHEMA.names
+
+
+def letters(split: str, positions: list[int], message: str) -> pa.Table:
+    n = len(positions)
+    return pa.Table.from_batches([dead_letter.dead_letters(
+        stage="read", source="kafka:flights", split=split, positions=pa.array(positions), payloads=pa.array([b"\xff"] * n),
+        error_types=["malformed"] * n, messages=[message] * n,
+    )])
+
+
+def test_dead_letters_lie_by_split_and_position(tmp_path: Path) -> None:
+    sink = opened(tmp_path, dead_letter.SCHEMA)
+    sink.write(letters("flights-0", [99_999, 100_000, 5], "first"))
+    names = files(tmp_path)
+    sink.write(letters("flights-0", [5, 99_999, 100_000], "again"))
+    assert files(tmp_path) == names and len(names) == 2
+    sink.write(letters("flights-1", [5], "other split"))
+    assert len(files(tmp_path)) == 3
+    found = sorted((row["split"], row["position"], row["message"]) for row in sink.read().to_pylist())
+    assert found == [("flights-0", 5, "again"), ("flights-0", 99_999, "again"), ("flights-0", 100_000, "again"), ("flights-1", 5, "other split")]
+
+
+def test_what_a_killed_writer_left_is_ignored_and_overwritten(tmp_path: Path) -> None:
+    sink = opened(tmp_path)
+    (tmp_path / ".2013-01-01.parquet.unfinished").write_bytes(b"PAR1 half a file")
+    assert len(sink.read()) == 0
+    sink.write(cases.to_table([cases.result()]))
+    assert duckdb.sql(f"SELECT count(*) FROM read_parquet('{tmp_path}/**/*.parquet')").fetchall() == [(1,)]
+    assert not list(tmp_path.glob(".*.unfinished"))
+
+
+def test_another_job_cannot_take_the_folder(tmp_path: Path) -> None:
+    opened(tmp_path / "a")
+    opened(tmp_path / "a")
+    with pytest.raises(ValueError, match="it has the columns"):
+        opened(tmp_path / "a", cases.SCHEMA.append(pa.field("more", pa.int64())))
+    with pytest.raises(ValueError, match="hold one day each, this job says partition: hour"):
+        opened(tmp_path / "a", partition="hour")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "mine.parquet").touch()
+    with pytest.raises(ValueError, match="did not make"):
+        opened(tmp_path / "b")
+    with pytest.raises(ValidationError, match="not a local folder"):
+        ParquetOptions(path="gs://bucket/rows")
+
+
+def test_a_held_lock_and_a_broken_file_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = opened(tmp_path)
+    rows = cases.to_table([cases.result()])
+    sink.write(rows)
+    monkeypatch.setattr(parquet, "retrying", partial(retrying, seconds=0.05))
+    with (tmp_path / ".2013-01-01.parquet.lock").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(SinkError, match="held the lock"):
+            sink.write(rows)
+    (tmp_path / "2013-01-01.parquet").write_bytes(b"broken")
+    with pytest.raises(SinkError, match="[Pp]arquet"):
+        sink.write(rows)
+
+
+def write_all(folder: Path, seed: int) -> None:
+    sink = opened(folder)
+    for revision in range(12):
+        sink.write(cases.to_table([cases.result(hour=h, revision=(revision * 7 + seed) % 23, count=(revision * 7 + seed) % 23) for h in range(30)]))
+
+
+def test_several_processes_write_at_once(tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        pool.starmap(write_all, [(tmp_path, seed) for seed in range(3)])
+    highest = max((revision * 7 + seed) % 23 for revision in range(12) for seed in range(3))
+    found = opened(tmp_path).read()
+    assert {(row["revision"], row["count"]) for row in found.to_pylist()} == {(highest, highest)}
+    assert len(found) == 30
+
+
+def test_a_key_without_time_and_position(tmp_path: Path) -> None:
+    schema = pa.schema([pa.field("k", pa.string()), pa.field("t", cases.UTC)])
+    with pytest.raises(ValueError, match="neither a time nor an integer"):
+        Parquet(ParquetOptions(path=str(tmp_path))).open(schema, RowSpec(kind="late", key=("k",), time="t"))
+
+
+def test_it_travels(tmp_path: Path) -> None:
+    assert pickle.loads(pickle.dumps(Parquet(ParquetOptions(path=str(tmp_path))))).name == f"parquet:{tmp_path}"

@@ -1,0 +1,110 @@
+"""AggregateWindows as a transform: what is late, what each output holds. The oracle is plain Python."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pytest
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.transforms.window import TimestampedValue
+from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamgauge.transforms import AggregateWindows
+from streamgauge.transforms.batch import EVENT_TIME, EVENT_TIME_TYPE, POSITION, SPLIT, SPLIT_TYPE, BatchType, with_disorder
+from streamgauge.transforms.watermark import reported
+from tests.collect import Collected
+
+MS = 1000
+FIELDS = pa.schema([
+    pa.field(EVENT_TIME, EVENT_TIME_TYPE, nullable=False), pa.field(SPLIT, SPLIT_TYPE, nullable=False), pa.field(POSITION, pa.int64(), nullable=False),
+    pa.field("key", pa.string()), pa.field("value", pa.int64()),
+])
+Event = tuple[int, str | None, int]
+
+
+def run(events: list[Event], cuts: list[int], disorder: int, **options: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """One split of events, cut into batches, with the watermarks that ReadEvents would report."""
+    schema = with_disorder(FIELDS, disorder)
+    edges = sorted({0, len(events), *(cut % (len(events) + 1) for cut in cuts)})
+    elements = []
+    for first, last in zip(edges, edges[1:], strict=False):
+        part = events[first:last]
+        columns = [
+            pa.array([time for time, _, _ in part]).cast(EVENT_TIME_TYPE),
+            pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(part), np.int8)), pa.array(["s"])), pa.array(range(first, last), pa.int64()),
+            pa.array([key for _, key, _ in part], pa.string()), pa.array([value for _, _, value in part], pa.int64()),
+        ]
+        before = Timestamp(micros=reported(max(time for time, _, _ in events[:first]), disorder)) if first else MIN_TIMESTAMP
+        elements.append(TimestampedValue(pa.record_batch(columns, schema=schema), before))
+    results, late = Collected(), Collected()
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        batches = pipeline | beam.Create(range(len(elements)), reshuffle=False) | beam.Map(elements.__getitem__)
+        batches.element_type = BatchType(schema)
+        outputs = batches | AggregateWindows(
+            metric="m", window={"tumbling": "100ms"}, by=["key"], aggregates={"total": {"sum": "value"}}, late=True, **options
+        )
+        _ = outputs["results"] | results
+        _ = outputs["late"] | late
+    return results.rows, late.rows
+
+
+EVENTS = st.lists(st.tuples(st.integers(0, 1_500 * MS), st.none() | st.sampled_from("ab"), st.integers(-9, 9)), min_size=1, max_size=40)
+
+
+@settings(deadline=None, max_examples=12)
+@given(EVENTS, st.lists(st.integers(0, 100), max_size=6), st.sampled_from([0, 50 * MS, 300 * MS]), st.sampled_from([0, 100 * MS, 10_000 * MS]))
+def test_every_event_is_in_one_result_or_late(events: list[Event], cuts: list[int], disorder: int, lateness: int) -> None:
+    found, late = run(events, cuts, disorder, lateness=lateness)
+    counts: Counter[tuple[int, str | None]] = Counter()
+    totals: Counter[tuple[int, str | None]] = Counter()
+    expected_late = []
+    newest = None
+    for position, (time, key, value) in enumerate(events):
+        start = time // (100 * MS) * (100 * MS)
+        newest = time if newest is None else max(newest, time)
+        if start + 100 * MS + lateness <= reported(newest, disorder) + MS:
+            expected_late.append(position)
+        else:
+            counts[start, key] += 1
+            totals[start, key] += value
+    assert sorted(row["position"] for row in late) == expected_late
+    assert {row["split"] for row in late} <= {"s"}
+    rows = {(round(row["window_start"].timestamp() * 1e6), row["key"]): row for row in found}
+    assert len(rows) == len(found), "one row a key and window"
+    assert {key: row["events"] for key, row in rows.items()} == dict(counts)
+    assert {key: row["total"] for key, row in rows.items()} == {key: totals[key] for key in counts}
+    assert all(row["final"] and row["revision"] == row["events"] and row["metric"] == "m" for row in found)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"by": ["kee"]}, "did you mean 'key'"),
+        ({"aggregates": {"x": {"sum": "key"}}}, "needs a number; field 'key' is string"),
+        ({"aggregates": {"key": "count"}}, "'key' is there twice"),
+        ({"aggregates": {"events": "count"}}, "'events' is there twice"),
+        ({"aggregates": {"x": {"median": "value"}}}, "unknown aggregate 'median'"),
+        ({"aggregates": {}}, "at least 1 item"),
+        ({"lateness": "soon"}, "is not a duration"),
+        ({"emit": {"every": "1ms"}}, "at least 10ms"),
+        ({"shards": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_runs(options: dict[str, Any], message: str) -> None:
+    good: dict[str, Any] = {"by": ["key"], "aggregates": {"n": "count"}}
+    pipeline = beam.Pipeline(runner=FnApiRunner())
+    batches = pipeline | beam.Create([1])
+    batches.element_type = BatchType(FIELDS)
+    with pytest.raises(ValueError, match=message):
+        _ = batches | AggregateWindows(metric="m", window={"tumbling": "1s"}, **{**good, **options})
+
+
+def test_other_elements_are_refused() -> None:
+    with pytest.raises(TypeError, match="takes EventBatches"):
+        _ = beam.Pipeline(runner=FnApiRunner()) | beam.Create([1]) | AggregateWindows(metric="m", window={"tumbling": "1s"}, aggregates={"n": "count"})

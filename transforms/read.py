@@ -1,0 +1,259 @@
+"""ReadEvents: the one splittable DoFn that reads every connector.
+
+Each split is one element with one restriction of positions. A call reads for a few tens of milliseconds, claims the position
+after each batch before it emits it, and defers the rest: that lets data and watermark out, and puts the position into the runner's
+checkpoint. The position in the restriction, and nothing else, is what recovery resumes from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
+from apache_beam.metrics import Metrics
+from apache_beam.transforms.core import RestrictionProvider
+from apache_beam.transforms.window import TimestampedValue
+from apache_beam.utils.timestamp import MIN_TIMESTAMP, Duration, Timestamp
+from pydantic import Field
+
+from streamgauge.transforms.batch import EVENT_TIME, POSITION, SPLIT, SPLIT_TYPE, BatchType, with_disorder
+from streamgauge.transforms.config import Choice, Config, OneOf
+from streamgauge.transforms.dead_letter import SCHEMA as DEAD_LETTER_SCHEMA
+from streamgauge.transforms.dead_letter import dead_letters
+from streamgauge.transforms.event_time import EventTime, TimeOptions
+from streamgauge.transforms.formats import FORMATS
+from streamgauge.transforms.formats.base import Format, Parsed
+from streamgauge.transforms.options import StreamgaugeOptions
+from streamgauge.transforms.readers import OpenReader, OpenReaders
+from streamgauge.transforms.record import JobRecord
+from streamgauge.transforms.restriction import FINISHED, UNBOUNDED, Positions, PositionsCoder, PositionsTracker
+from streamgauge.transforms.sources import CONNECTORS
+from streamgauge.transforms.sources.base import Connector, RawBatch, Split
+from streamgauge.transforms.splits import DiscoverSplits, ListSplits, split_of
+from streamgauge.transforms.watermark import SplitWatermark
+from streamgauge.transforms.write import WriteResults
+
+MAX_BATCH_EVENTS = 50_000
+MAX_BATCH_BYTES = 16 * 2**20
+CALL_SECONDS = 0.05
+WAIT_SECONDS = 0.005
+PAUSE_SECONDS = 0.01
+"""A call reads for CALL_SECONDS; without data it waits WAIT_SECONDS in the read, then pauses PAUSE_SECONDS between bundles."""
+
+
+class ErrorHandling(Config):
+    """Beam YAML's way to ask for the dead letters."""
+
+    output: str = Field("rejected", description="Name of the output with the dead letters.")
+
+
+class ReadOptions(Config):
+    """Reads events from a source: split by split, batch by batch, each with its event time."""
+
+    source: Annotated[Choice, OneOf(CONNECTORS)] = Field(alias="from", description="Where the payloads come from.")
+    format: Annotated[Choice, OneOf(FORMATS)] = Field(description="How a payload becomes an event.")
+    time: TimeOptions = Field(TimeOptions(), description="When an event happened.")
+    error_handling: ErrorHandling | None = Field(
+        None, description="Name the output with the dead letters. Without it they go to a Parquet data set in the job's folder."
+    )
+
+
+class ReadEvents(beam.PTransform):  # type: ignore[misc]
+    """PBegin -> EventBatches in the global window; with ``error_handling`` a dictionary of two collections.
+
+    Options are those of :class:`ReadOptions`, written as in a job file::
+
+        pipeline | ReadEvents(**{"from": {"files": "data/*.ndjson"}}, format={"json": {"schema": {...}}}, time={"field": "ts"})
+
+    Columns of a batch: ``__time`` (timestamp[us, UTC]), ``__split`` (string), ``__position`` (int64), then the format's fields.
+    The timestamp of the element is the split's watermark before the batch.
+
+    Guarantee: exactly once in the runner's state: positions are in the same checkpoint as what was made of the events.
+    """
+
+    def __init__(self, label: str | None = None, **options: Any) -> None:
+        super().__init__(label)
+        self.options = ReadOptions.model_validate(options)
+        self.connector: Connector = self.options.source.create()
+        self.format: Format = self.options.format.create()
+        self.event_time = EventTime(self.options.time, self.format.schema)
+        self.schema = read_schema(self.event_time)
+
+    def expand(self, begin: Any) -> Any:
+        folder = begin.pipeline.options.view_as(StreamgaugeOptions).record_folder
+        impulse = begin | beam.Impulse()
+        if self.connector.bounded:
+            splits = impulse | "Splits" >> beam.ParDo(ListSplits(self.connector)).with_output_types(bytes)
+            read: _Read = _Read(self, folder)
+        else:
+            splits = impulse | "Splits" >> beam.ParDo(DiscoverSplits(self.connector, folder)).with_output_types(bytes)
+            read = _ReadUnbounded(self, folder)
+        outputs = splits | "Read" >> beam.ParDo(read).with_outputs("rejected", main="events")
+        outputs.events.element_type = BatchType(self.schema)
+        outputs.rejected.element_type = BatchType(DEAD_LETTER_SCHEMA)
+        if self.options.error_handling is None:
+            _ = outputs.rejected | "DeadLetters" >> WriteResults(to={"parquet": {"path": f"{folder or 'streamgauge-job'}/dead_letters"}})
+            return outputs.events
+        return {"events": outputs.events, self.options.error_handling.output: outputs.rejected}
+
+
+def read_schema(event_time: EventTime) -> pa.Schema:
+    """Columns of an EventBatch: event time, lineage, the format's fields. The metadata says the disorder."""
+    time_field, *fields = event_time.schema
+    columns = [time_field, pa.field(SPLIT, SPLIT_TYPE, nullable=False), pa.field(POSITION, pa.int64(), nullable=False), *fields]
+    return with_disorder(pa.schema(columns), event_time.options.disorder)
+
+
+class _PositionsProvider(RestrictionProvider):  # type: ignore[misc]
+    def initial_restriction(self, element: bytes) -> Positions:
+        split, _ = split_of(element)
+        return Positions(split.start, UNBOUNDED if split.end is None else split.end)
+
+    def create_tracker(self, restriction: Positions) -> PositionsTracker:
+        return PositionsTracker(restriction)
+
+    def restriction_size(self, element: bytes, restriction: Positions) -> int:
+        return max(restriction.end - restriction.position, 0)
+
+    def restriction_coder(self) -> PositionsCoder:
+        return PositionsCoder()
+
+    def truncate(self, element: bytes, restriction: Positions) -> None:
+        return None
+
+
+class _Read(beam.DoFn):  # type: ignore[misc]
+    """Reads one split for a moment."""
+
+    def __init__(self, transform: ReadEvents, record_folder: str | None) -> None:
+        self._connector = transform.connector
+        self._format = transform.format
+        self._event_time = transform.event_time
+        self._schema = transform.schema
+        self._times = transform.options.time
+        self._record_folder = record_folder
+        self._readers: OpenReaders | None = None
+        self._events = Metrics.counter("streamgauge", "events_read")
+        self._rejected = Metrics.counter("streamgauge", "events_rejected")
+
+    def setup(self) -> None:
+        self._record = JobRecord(self._record_folder)
+        self._readers = OpenReaders(self._connector)
+
+    def teardown(self) -> None:
+        if self._readers is not None:
+            self._readers.close()
+
+    def process(
+        self,
+        element: bytes,
+        tracker: Any = beam.DoFn.RestrictionParam(_PositionsProvider()),
+        watermark: Any = beam.DoFn.WatermarkEstimatorParam(ManualWatermarkEstimator.default_provider()),
+    ) -> Iterator[Any]:
+        split, found_later = split_of(element)
+        yield from self._read(split, found_later, tracker, watermark)
+
+    def _read(self, split: Split, found_later: bool, tracker: Any, estimator: Any) -> Iterator[Any]:
+        assert self._readers is not None
+        start = tracker.current_restriction()
+        reader = self._readers.take(split, start.position)
+        watermark = SplitWatermark(self._connector.name, split.id, self._times, estimator, self._record)
+        if found_later:
+            watermark.follow()
+        deadline = time.monotonic() + CALL_SECONDS
+        while True:
+            raw = reader.read(MAX_BATCH_EVENTS, MAX_BATCH_BYTES, WAIT_SECONDS)
+            done = raw.done or raw.next_position >= start.end or self._record.draining()
+            if not tracker.try_claim(raw.next_position):
+                reader.close()
+                return
+            if len(raw) or raw.errors:
+                yield from self._emit(split, raw, reader, watermark)
+            elif raw.caught_up:
+                watermark.idle(reader.idle_seconds)
+            if done:
+                tracker.try_claim(FINISHED)
+                self._note(split, raw.next_position, reader, watermark, done=True)
+                reader.close()
+                return
+            if not len(raw) or time.monotonic() >= deadline:
+                break
+        self._note(split, raw.next_position, reader, watermark, done=False)
+        self._readers.put_back(split, reader)
+        tracker.defer_remainder(Duration() if len(raw) else Duration(PAUSE_SECONDS))
+
+    def _emit(self, split: Split, raw: RawBatch, reader: OpenReader, watermark: SplitWatermark) -> Iterator[Any]:
+        before = watermark.current
+        parsed = self._event_time.apply(raw, self._format.parse(raw))
+        if parsed.events.num_rows:
+            events = self._with_lineage(split, raw, parsed)
+            watermark.advance(int(np.max(events.column(EVENT_TIME).cast(pa.int64()).to_numpy())))
+            reader.events += events.num_rows
+            self._events.inc(events.num_rows)
+            yield TimestampedValue(events, before)
+        rejected = self._reject(split, raw, parsed)
+        if rejected is not None:
+            reader.rejected += rejected.num_rows
+            self._rejected.inc(rejected.num_rows)
+            yield beam.pvalue.TaggedOutput("rejected", TimestampedValue(rejected, before))
+
+    def _with_lineage(self, split: Split, raw: RawBatch, parsed: Parsed) -> pa.RecordBatch:
+        rows = parsed.events.num_rows
+        splits = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int8)), pa.array([split.id]))
+        positions = pa.array(raw.positions if parsed.rows is None else raw.positions[parsed.rows])
+        event_time, *fields = parsed.events.columns
+        return pa.record_batch([event_time, splits, positions, *fields], schema=self._schema)
+
+    def _reject(self, split: Split, raw: RawBatch, parsed: Parsed) -> pa.RecordBatch | None:
+        rejects = parsed.rejects
+        if not len(rejects) and not raw.errors:
+            return None
+        payloads: list[bytes | None] = []
+        for index in rejects.indices:
+            payload: bytes | None = raw.payloads[index].as_py()
+            payloads.append(payload[:-1] if payload is not None and raw.newline_terminated else payload)
+        return dead_letters(
+            stage="read",
+            source=self._connector.name,
+            split=split.id,
+            positions=pa.array([*raw.positions[rejects.indices].tolist(), *(error[0] for error in raw.errors)], pa.int64()),
+            payloads=pa.array([*payloads, *(error[3] for error in raw.errors)], pa.binary()),
+            error_types=[*rejects.error_types, *(error[1] for error in raw.errors)],
+            messages=[*rejects.messages, *(error[2] for error in raw.errors)],
+        )
+
+    def _note(self, split: Split, position: int, reader: OpenReader, watermark: SplitWatermark, *, done: bool) -> None:
+        self._record.put(
+            "splits",
+            f"{self._connector.name}/{split.id}",
+            {
+                "source": self._connector.name, "split": split.id, "start": split.start, "position": position, "done": done,
+                "watermark": reported_micros(watermark.current), "newest": watermark.newest, "events": reader.events, "rejected": reader.rejected,
+                "opened": reader.opened, "updated": time.time(),
+            },
+            now=done,
+        )
+
+
+def reported_micros(watermark: Timestamp) -> int | None:
+    """Microseconds, None before the first event."""
+    return None if watermark <= MIN_TIMESTAMP else int(watermark.micros)
+
+
+class _ReadUnbounded(_Read):
+    """The same for splits without an end: Beam asks that the method say so."""
+
+    @beam.DoFn.unbounded_per_element()
+    def process(
+        self,
+        element: bytes,
+        tracker: Any = beam.DoFn.RestrictionParam(_PositionsProvider()),
+        watermark: Any = beam.DoFn.WatermarkEstimatorParam(ManualWatermarkEstimator.default_provider()),
+    ) -> Iterator[Any]:
+        split, found_later = split_of(element)
+        yield from self._read(split, found_later, tracker, watermark)

@@ -1,0 +1,182 @@
+"""Parquet: the embedded warehouse, a folder of files that DuckDB, Polars, pandas and Spark read as it stands."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import Field, field_validator
+
+from streamgauge.transforms.config import Config, user_error
+from streamgauge.transforms.rows import RowSpec
+from streamgauge.transforms.sinks.base import SinkError
+from streamgauge.transforms.sinks.rows_util import RETRY_SECONDS, difference, latest, retrying
+
+_FILE_NAMES = {"hour": "%Y-%m-%dT%H", "day": "%Y-%m-%d", "month": "%Y-%m"}
+_POSITIONS_A_FILE = 100_000
+_SCHEMA_FILE = "_streamgauge.schema"
+_PARTITION_KEY = b"streamgauge.partition"
+
+
+class ParquetOptions(Config):
+    """A folder of Parquet files, merged by natural key."""
+
+    path: str = Field(min_length=1, description="The folder; made when missing. On a local disk, or one whose file locks work.")
+    partition: Literal["hour", "day", "month"] = Field(
+        "day", description="How much time one file holds. A write rewrites the files it touches: choose `hour` for many keys or short windows."
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _local(cls, path: str) -> str:
+        if "://" in path:
+            raise user_error(f"{path!r} is not a local folder")
+        return path
+
+
+class Parquet:
+    """Merges rows into one file a period of time; several processes may write at once.
+
+    Delivery: effectively once. A row's file is a function of its key (the period its time falls into; for dead letters, whose
+    time is no part of the key, the split and the position), and a file is read, merged by key and revision, and replaced
+    under a lock: a replay, and a worker that wakes up after its replacement took over, rewrite the same rows and never put
+    older ones over newer ones. Files are replaced by an atomic rename after a sync, so that
+    ``SELECT * FROM read_parquet('FOLDER/**/*.parquet')`` is right at any time. A write of several periods is atomic a file.
+
+    Layout: ``FOLDER/2013-01-01.parquet`` (UTC) and no columns that are not the row's own; the statistics of each file let engines
+    skip it by time. Locks and unfinished files start with a dot, the schema is in ``_streamgauge.schema``.
+    """
+
+    Options = ParquetOptions
+    guarantee: ClassVar[str] = (
+        "A replay leaves the rows as they were: a row's file is a function of its key, files are merged by key and revision under a lock, "
+        "and a write returns when the new files are synced and renamed."
+    )
+
+    def __init__(self, options: ParquetOptions) -> None:
+        self._folder = Path(options.path).expanduser().absolute()
+        self._partition = options.partition
+        self.name = f"parquet:{options.path}"
+        self._schema: pa.Schema | None = None
+        self._rows: RowSpec | None = None
+
+    def open(self, schema: pa.Schema, rows: RowSpec) -> None:
+        if rows.time not in rows.key and not any(pa.types.is_integer(schema.field(name).type) for name in rows.key):
+            raise ValueError(f"{self.name}: the key ({', '.join(rows.key)}) has neither a time nor an integer by which rows are put in files")
+        self._rows, self._schema = rows, rows.attach(schema)
+        marked = self._schema.with_metadata({**self._schema.metadata, _PARTITION_KEY: self._partition.encode()})
+        with self._errors():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with self._locked(_SCHEMA_FILE):
+                if (self._folder / _SCHEMA_FILE).exists():
+                    self._check(self._stored_schema(), marked)
+                elif any(self._folder.glob("*.parquet")):
+                    raise ValueError(f"{self._folder} has Parquet files that this sink did not make; choose another folder")
+                else:
+                    self._replace(_SCHEMA_FILE, marked.serialize().to_pybytes())
+
+    def write(self, batch: pa.Table) -> None:
+        assert self._schema is not None and self._rows is not None, "open() first"
+        with self._errors():
+            for name, part in _by_file(batch.cast(self._schema), self._rows, self._partition):
+                self._merge(f"{name}.parquet", part, self._rows)
+
+    def close(self) -> None:
+        pass
+
+    def read(self) -> pa.Table:
+        """The rows, file by file. Works without ``open``."""
+        with self._errors():
+            if not (self._folder / _SCHEMA_FILE).exists():
+                raise SinkError(f"{self.name}: there are no rows of ours in {self._folder}")
+            stored = self._stored_schema()
+            schema = RowSpec.of(stored).attach(stored)
+            return pa.concat_tables([schema.empty_table(), *(_load(path, schema) for path in sorted(self._folder.glob("*.parquet")))])
+
+    def _merge(self, name: str, part: pa.Table, rows: RowSpec) -> None:
+        path = self._folder / name
+        with self._locked(name):
+            if path.exists():
+                part = pa.concat_tables([_load(path, part.schema), part])
+            sink = pa.BufferOutputStream()
+            # Sorted by time, so that the statistics of row groups are narrow too.
+            pq.write_table(latest(part, rows).sort_by(rows.time), sink, compression="zstd")
+            self._replace(name, sink.getvalue())
+
+    def _replace(self, name: str, content: bytes | pa.Buffer) -> None:
+        """Atomic and durable. The caller holds the lock of ``name``, so what an earlier writer left unfinished is overwritten."""
+        unfinished = self._folder / f".{name}.unfinished"
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(self._folder / name)
+        descriptor = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        """Held by one process at a time, and freed by the kernel when it dies."""
+        with (self._folder / f".{name}.lock").open("a") as file:
+            retrying(lambda error: isinstance(error, BlockingIOError))(fcntl.flock, file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+
+    def _stored_schema(self) -> pa.Schema:
+        return pa.ipc.read_schema(pa.py_buffer((self._folder / _SCHEMA_FILE).read_bytes()))
+
+    def _check(self, stored: pa.Schema, wanted: pa.Schema) -> None:
+        problem = difference(stored, wanted)
+        old, new = (schema.metadata[_PARTITION_KEY].decode() for schema in (stored, wanted))
+        if not problem and old != new:
+            problem = f"its files hold one {old} each, this job says partition: {new}"
+        if problem:
+            raise ValueError(f"the rows in {self._folder} are others: {problem}; choose another folder")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except BlockingIOError:
+            raise SinkError(f"{self.name}: another process has held the lock of a file for {RETRY_SECONDS:g} s ({self._folder})") from None
+        except (OSError, pa.ArrowException) as error:
+            raise SinkError(f"{self.name}: {error} ({self._folder})") from None
+
+
+def _load(path: Path, schema: pa.Schema) -> pa.Table:
+    return pq.ParquetFile(path).read().cast(schema)
+
+
+def _by_file(batch: pa.Table, rows: RowSpec, partition: str) -> Iterator[tuple[str, pa.Table]]:
+    """The rows of each file, with its name: a pure function of the key."""
+    names = pc.strftime(batch[rows.time], _FILE_NAMES[partition]).fill_null("null") if rows.time in rows.key else _position_names(batch, rows)
+    encoded = names.combine_chunks().dictionary_encode() if isinstance(names, pa.ChunkedArray) else names.dictionary_encode()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    codes = encoded.indices.to_numpy(zero_copy_only=False)
+    order = np.argsort(codes, kind="stable")
+    bounds = np.searchsorted(codes[order], np.arange(len(encoded.dictionary) + 1))
+    for code, name in enumerate(encoded.dictionary.to_pylist()):
+        yield name, batch.take(pa.array(order[bounds[code] : bounds[code + 1]]))
+
+
+def _position_names(batch: pa.Table, rows: RowSpec) -> pa.ChunkedArray:
+    """A digest of all but the last integer of the key, and that integer (a position) in steps."""
+    position = [name for name in rows.key if pa.types.is_integer(batch.schema.field(name).type)][-1]
+    others = [batch[name].cast(pa.string()) for name in rows.key if name != position]
+    text = pc.binary_join_element_wise(*others, "\x1f", null_handling="replace", null_replacement="\x00").combine_chunks()
+    encoded = text.dictionary_encode()
+    digests = pa.array([hashlib.blake2b(value.encode(), digest_size=6).hexdigest() for value in encoded.dictionary.to_pylist()], pa.string())
+    steps = (np.floor_divide(batch[position].fill_null(0).to_numpy(), _POSITIONS_A_FILE)).astype(str)
+    return pc.binary_join_element_wise(digests.take(encoded.indices), pa.array(steps, pa.string()), "-")

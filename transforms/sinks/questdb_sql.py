@@ -1,0 +1,249 @@
+"""The SQL side of the QuestDB sink: the table of versions, the view over it, and reading it back over HTTP."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import pyarrow as pa
+
+from streamgauge.transforms.rows import RowSpec
+from streamgauge.transforms.sinks.base import SinkError
+from streamgauge.transforms.sinks.rows_util import RETRY_SECONDS, plain_type, retrying, unique_ignoring_case
+
+PORT = 9000
+VERSION = "_version"
+_STORE_SUFFIX = "_versions"
+_FORBIDDEN = re.compile(r"[^\w ]")
+_VERSION_DIGITS = 19
+_TIMEOUT_SECONDS = 30.0
+_POLL_SECONDS = 0.02
+_TRY_AGAIN = {500, 502, 503, 504}
+
+
+class QueryError(ValueError):
+    """The server refused a statement."""
+
+
+def column_type(field: pa.Field, rows: RowSpec) -> str:
+    """QuestDB's type for a column. Booleans that may be null are symbols, since BOOLEAN has no null.
+
+    >>> rows = RowSpec(kind="results", key=("time", "origin"), time="time", revision="revision", final="final")
+    >>> [column_type(pa.field(n, t), rows) for n, t in (("origin", pa.string()), ("note", pa.string()), ("n", pa.int32()), ("final", pa.bool_()))]
+    ['SYMBOL', 'VARCHAR', 'LONG', 'BOOLEAN']
+    """
+    if field.name == rows.final:
+        return "BOOLEAN"
+    if pa.types.is_timestamp(field.type) and field.type.unit != "ns":
+        return "TIMESTAMP"
+    try:
+        plain = plain_type(field.type)
+    except ValueError as error:
+        raise ValueError(f"column '{field.name}': {error} in QuestDB") from None
+    text = "SYMBOL" if field.name in rows.key else "VARCHAR"
+    return {pa.int64(): "LONG", pa.float64(): "DOUBLE", pa.bool_(): "SYMBOL"}.get(plain, text)
+
+
+def quote(name: str) -> str:
+    return f'"{name}"'
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How rows of one schema lie in QuestDB.
+
+    Attributes:
+        table: what users read. store: what is written: the same, or for rows with revisions the table of versions below the view.
+        names: QuestDB's column names by ours.
+    """
+
+    table: str
+    store: str
+    schema: pa.Schema
+    rows: RowSpec
+    names: dict[str, str]
+
+    @classmethod
+    def of(cls, table: str, schema: pa.Schema, rows: RowSpec) -> Layout:
+        names = {name: _FORBIDDEN.sub("_", name) for name in schema.names}
+        unique_ignoring_case([*names.values(), VERSION], "QuestDB")
+        if len({*names.values(), VERSION}) <= len(names):
+            raise ValueError(f"the columns {', '.join(names)} are not different in QuestDB, where other characters than letters and digits become '_', "
+                             f"and {VERSION} is reserved")
+        return cls(table, table + _STORE_SUFFIX if rows.revision else table, rows.attach(schema), rows, names)
+
+    def columns(self) -> dict[str, str]:
+        """Type of each column of what users read."""
+        return {self.names[field.name]: column_type(field, self.rows) for field in self.schema}
+
+    def store_columns(self) -> dict[str, str]:
+        return self.columns() | ({VERSION: "LONG"} if self.rows.revision else {})
+
+    def keys(self) -> list[str]:
+        return [self.names[name] for name in self.rows.key] + ([VERSION] if self.rows.revision else [])
+
+    def create_store(self) -> str:
+        columns = ", ".join(f"{quote(name)} {kind}" for name, kind in self.store_columns().items())
+        keys = ", ".join(map(quote, self.keys()))
+        return (f"CREATE TABLE IF NOT EXISTS {quote(self.store)} ({columns}) TIMESTAMP({quote(self.names[self.rows.time])}) "
+                f"PARTITION BY DAY WAL DEDUP UPSERT KEYS({keys})")
+
+    def create_view(self) -> str:
+        """One row a key, that of the highest version.
+
+        Grouping by the key (and not a window function or a join) is what lets QuestDB push filters on time and dimensions down to
+        the table; the designated timestamp is what SAMPLE BY needs. It stands inside, next to the subquery: with one more pair of parentheses
+        9.3.4 takes a selected column called "count" for the function.
+        """
+        inner, outer = [], []
+        types = self.columns()
+        for ours, name in self.names.items():
+            column = read = quote(name)
+            if ours in self.rows.key:
+                inner.append(column)
+            elif ours == self.rows.final:
+                inner.append(f"max({VERSION}) >= 0 {column}")
+            elif types[name] in ("SYMBOL", "VARCHAR"):
+                inner.append(f"{_newest_text(column)} {column}")
+                read = f"{_text_of(column)} {column}"
+            else:
+                inner.append(f"arg_max({column}, {VERSION}) {column}")
+            outer.append(read)
+        timestamp = quote(self.names[self.rows.time])
+        newest = f"SELECT {', '.join(inner)} FROM {quote(self.store)} ORDER BY {timestamp}"
+        return f"CREATE VIEW IF NOT EXISTS {quote(self.table)} AS (SELECT {', '.join(outer)} FROM ({newest}) TIMESTAMP({timestamp}))"
+
+
+def _newest_text(column: str) -> str:
+    """QuestDB's arg_max has no text, its max has: so the maximum of (version in fixed width, null or not, text)."""
+    flag = f"case when {column} is null then 'n' else 'v' end"
+    return f"max(concat(lpad(({VERSION} + 1)::varchar, {_VERSION_DIGITS}, '0'), {flag}, {column}))"
+
+
+def _text_of(found: str) -> str:
+    """The text in the maximum above."""
+    at = _VERSION_DIGITS + 1
+    return f"case when substring({found}, {at}, 1) = 'v' then substring({found}, {at + 1}, length({found})) end"
+
+
+class Server:
+    """Statements over HTTP, with bounded retries. Picklable: connects when first used."""
+
+    def __init__(self, url: str, name: str) -> None:
+        parts = urlsplit(url)
+        self._url = urlunsplit((parts.scheme, f"{parts.hostname}:{parts.port or PORT}", "/exec", "", ""))
+        self._account = f"{parts.username}:{parts.password or ''}" if parts.username else None
+        self.name = name
+        self._pool: Any = None
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.clear()
+            self._pool = None
+
+    def query(self, statement: str) -> dict[str, Any]:
+        """The server's answer. Raises QueryError when it refuses, SinkError when it does not answer for 30 s."""
+        import urllib3
+
+        if self._pool is None:
+            self._pool = urllib3.PoolManager(retries=False, timeout=_TIMEOUT_SECONDS)
+        headers = urllib3.make_headers(basic_auth=self._account)
+        try:
+            answer = retrying(_transient, RETRY_SECONDS)(self._request, statement, headers)
+        except (urllib3.exceptions.HTTPError, _Unavailable) as error:
+            raise SinkError(f"{self.name}: no answer from QuestDB for {RETRY_SECONDS:g} s: {error}") from None
+        try:
+            # Control characters come unescaped from some versions.
+            found: dict[str, Any] = json.loads(answer.data, strict=False)
+        except ValueError:
+            raise SinkError(f"{self.name}: HTTP {answer.status}, and the answer is not QuestDB's: {answer.data[:200]!r}") from None
+        if "error" in found:
+            raise QueryError(found["error"].strip())
+        return found
+
+    def _request(self, statement: str, headers: dict[str, str]) -> Any:
+        answer = self._pool.request("GET", self._url, fields={"query": statement}, headers=headers)
+        if answer.status in _TRY_AGAIN:
+            raise _Unavailable(f"HTTP {answer.status}")
+        return answer
+
+    def columns(self, table: str) -> dict[str, tuple[str, bool]] | None:
+        """Type of each column and whether it is a DEDUP key; None when there is no such table or view."""
+        try:
+            answer = self.query(f"SHOW COLUMNS FROM {quote(table)}")
+        except QueryError as error:
+            if "does not exist" in str(error):
+                return None
+            raise SinkError(f"{self.name}: {error}") from None
+        at = {column["name"]: i for i, column in enumerate(answer["columns"])}
+        return {row[at["column"]]: (row[at["type"]], row[at["upsertKey"]]) for row in answer["dataset"]}
+
+    def create(self, layout: Layout) -> None:
+        """Makes table and view when they are not there. Raises ValueError when others are."""
+        keys = layout.keys()
+        self._ensure(layout.store, layout.create_store(), {name: (kind, name in keys) for name, kind in layout.store_columns().items()})
+        if layout.store != layout.table:
+            self._ensure(layout.table, layout.create_view(), {name: (kind, False) for name, kind in layout.columns().items()})
+
+    def _ensure(self, table: str, statement: str, wanted: dict[str, tuple[str, bool]]) -> None:
+        if self.columns(table) is None:
+            try:
+                self.query(statement)
+            except QueryError as error:
+                raise SinkError(f"{self.name}: QuestDB did not make '{table}': {error}; a view needs version 9.3.4 or newer") from None
+        found = self.columns(table) or {}
+        if _comparable(found) != _comparable(wanted):
+            raise ValueError(f"{self.name}: '{table}' is another table: it has the columns ({_listed(found)}), these rows need ({_listed(wanted)}); "
+                             "choose another table")
+
+    def rows(self, table: str) -> dict[str, tuple[str, list[Any]]]:
+        """Type and values of each column, timestamps in microseconds, once all writes are applied."""
+        columns = self.columns(table)
+        if columns is None:
+            raise SinkError(f"{self.name}: there is no table '{table}'")
+        self._wait_until_applied((table, table + _STORE_SUFFIX))
+        types = {name: kind for name, (kind, _) in columns.items()}
+        listed = ", ".join(f"{quote(name)}::long {quote(name)}" if kind == "TIMESTAMP" else quote(name) for name, kind in types.items())
+        try:
+            found = self.query(f"SELECT {listed} FROM {quote(table)}")["dataset"]
+        except QueryError as error:
+            raise SinkError(f"{self.name}: {error}") from None
+        values = [list(column) for column in zip(*found, strict=True)] or [[] for _ in types]
+        return {name: (types[name], column) for name, column in zip(types, values, strict=True)}
+
+    def _wait_until_applied(self, tables: tuple[str, str]) -> None:
+        """What is in the write-ahead log is visible a little later."""
+        deadline = time.monotonic() + RETRY_SECONDS
+        condition = " OR ".join(f"name = '{table}'" for table in tables)
+        while True:
+            states = self.query(f"SELECT suspended, sequencerTxn - writerTxn FROM wal_tables() WHERE {condition}")["dataset"]
+            if any(suspended for suspended, _ in states):
+                raise SinkError(f"{self.name}: QuestDB has suspended the table; see wal_tables() for why, and ALTER TABLE ... RESUME WAL")
+            if all(behind == 0 for _, behind in states):
+                return
+            if time.monotonic() > deadline:
+                raise SinkError(f"{self.name}: QuestDB has not applied its write-ahead log within {RETRY_SECONDS:g} s")
+            time.sleep(_POLL_SECONDS)
+
+
+class _Unavailable(RuntimeError):
+    """The server answered that it cannot answer now."""
+
+
+def _transient(error: BaseException) -> bool:
+    import urllib3
+
+    return isinstance(error, (urllib3.exceptions.HTTPError, _Unavailable))
+
+
+def _comparable(columns: dict[str, tuple[str, bool]]) -> dict[str, tuple[str, bool]]:
+    """A view has its timestamp first, and text out of an expression is STRING."""
+    return {name: ("VARCHAR" if kind in ("SYMBOL", "STRING") and not key else kind, key) for name, (kind, key) in columns.items()}
+
+
+def _listed(columns: dict[str, tuple[str, bool]]) -> str:
+    return ", ".join(f"{name} {kind}{' key' if key else ''}" for name, (kind, key) in columns.items())

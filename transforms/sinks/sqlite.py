@@ -1,0 +1,196 @@
+"""SQLite: the embedded time-series store, one file that any tool can read while it is written."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
+
+import pyarrow as pa
+from pydantic import Field
+
+from streamgauge.transforms.config import Config
+from streamgauge.transforms.rows import RowSpec
+from streamgauge.transforms.sinks.base import SinkError
+from streamgauge.transforms.sinks.rows_util import RETRY_SECONDS, difference, from_plain, plain_type, retrying, to_plain, unique_ignoring_case
+
+_DECLARED = {pa.int64(): "INTEGER", pa.float64(): "REAL", pa.bool_(): "BOOLEAN", pa.string(): "TEXT", pa.binary(): "BLOB"}
+_TABLES = "streamgauge_tables"
+"""Our table of tables: the Arrow schema of each, so that rows are read back with the types they were written with."""
+
+
+class SqliteOptions(Config):
+    """A table in an SQLite file, upserted by natural key."""
+
+    path: str = Field(min_length=1, description="The database file; made with its folder when missing. On a local disk: SQLite's WAL does not work on network file systems.")
+    table: str = Field(min_length=1, pattern=r"^[^\x00]+$", description="The table; made when missing.")
+
+
+class Sqlite:
+    """Upserts rows in one transaction a write; several processes may write at once.
+
+    Delivery: effectively once. The unique index over the key and the condition on the upsert make a replay, and a worker that
+    wakes up after its replacement took over, leave newer rows as they are. ``synchronous=FULL`` and not NORMAL: in WAL mode
+    NORMAL may lose the last transactions in a power cut, after Flink's checkpoint already counted on them.
+
+    Columns: integers as INTEGER, floats as REAL (SQLite turns NaN into NULL, infinities stay), booleans as 0 and 1,
+    timestamps as TEXT ``2013-01-01T05:00:00.000000Z`` that reads well, sorts as time and suits SQLite's date functions,
+    dates as ``2013-01-01``, uint64 and decimals as TEXT, lists and structs as JSON text.
+    """
+
+    Options = SqliteOptions
+    guarantee: ClassVar[str] = (
+        "A replay leaves the table as it was: rows are upserted by natural key, one of a smaller revision never replaces a stored one, "
+        "and a write returns when its transaction is synced to disk."
+    )
+
+    def __init__(self, options: SqliteOptions) -> None:
+        self._path = Path(options.path).expanduser().absolute()
+        self._table = options.table
+        self.name = f"sqlite:{options.path}/{options.table}"
+        self._connection: sqlite3.Connection | None = None
+        self._upsert = ""
+
+    def open(self, schema: pa.Schema, rows: RowSpec) -> None:
+        if self._table.lower() == _TABLES or self._table.lower().startswith("sqlite_"):
+            raise ValueError(f"the table name '{self._table}' is reserved; choose another")
+        unique_ignoring_case(schema.names, "SQLite")
+        columns = {field.name: _declared(field) for field in schema}
+        self._upsert = _upsert(self._table, schema, rows)
+        with self._errors():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = self._connect()
+            with self._transaction() as connection:
+                self._create(connection, columns, rows.attach(schema), rows)
+
+    def write(self, batch: pa.Table) -> None:
+        columns = [to_plain(column).to_pylist() for column in batch.columns]
+        with self._errors(), self._transaction() as connection:
+            connection.executemany(self._upsert, zip(*columns, strict=True))
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def read(self) -> pa.Table:
+        """The rows in the order of their key. Works without ``open``."""
+        if not self._path.exists():
+            raise SinkError(f"{self.name}: there is no file {self._path}")
+        with self._errors():
+            connection = self._connection or self._connect()
+            try:
+                return self._read(connection)
+            finally:
+                if connection is not self._connection:
+                    connection.close()
+
+    def _read(self, connection: sqlite3.Connection) -> pa.Table:
+        schema = self._stored_schema(connection)
+        if schema is None:
+            raise SinkError(f"{self.name}: there is no table '{self._table}' of ours in {self._path}")
+        order = ", ".join(map(_quote, RowSpec.of(schema).key))
+        found = connection.execute(f"SELECT {', '.join(map(_quote, schema.names))} FROM {_quote(self._table)} ORDER BY {order}").fetchall()
+        columns = list(zip(*found, strict=True)) or [()] * len(schema)
+        return pa.table([_column(values, field.type) for values, field in zip(columns, schema, strict=True)], schema=schema)
+
+    def _create(self, connection: sqlite3.Connection, columns: dict[str, str], schema: pa.Schema, rows: RowSpec) -> None:
+        connection.execute(f"CREATE TABLE IF NOT EXISTS {_TABLES} (name TEXT PRIMARY KEY COLLATE NOCASE, arrow_schema BLOB NOT NULL)")
+        stored = self._stored_schema(connection)
+        if stored is not None:
+            problem = difference(stored, schema)
+            if problem:
+                raise ValueError(f"the table '{self._table}' in {self._path} is another one: {problem}; choose another table or file")
+            return
+        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = ? COLLATE NOCASE", (self._table,)).fetchone():
+            raise ValueError(f"{self._path} has a table or index '{self._table}' that this sink did not make; choose another table or file")
+        declared = ", ".join(f"{_quote(name)} {kind}" for name, kind in columns.items())
+        connection.execute(f"CREATE TABLE {_quote(self._table)} ({declared})")
+        connection.execute(f"CREATE UNIQUE INDEX {_quote(self._table + '_key')} ON {_quote(self._table)} ({_key(schema, rows)})")
+        connection.execute(f"INSERT INTO {_TABLES} VALUES (?, ?)", (self._table, schema.serialize().to_pybytes()))
+
+    def _stored_schema(self, connection: sqlite3.Connection) -> pa.Schema | None:
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (_TABLES,)).fetchone():
+            return None
+        found = connection.execute(f"SELECT arrow_schema FROM {_TABLES} WHERE name = ?", (self._table,)).fetchone()
+        return pa.ipc.read_schema(pa.py_buffer(found[0])) if found else None
+
+    def _connect(self) -> sqlite3.Connection:
+        # Beam may call a DoFn from several threads, though never at the same time.
+        connection = sqlite3.connect(self._path, timeout=RETRY_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            # While another process makes the file, SQLite answers "locked" here at once and ignores its own timeout.
+            retrying(_locked)(connection.execute, "PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Takes the write lock at once, so that what is read in it cannot become stale before the write."""
+        assert self._connection is not None, "open() first"
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._connection
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            hint = f" for {RETRY_SECONDS:g} s by another writer" if _locked(error) else ""
+            raise SinkError(f"{self.name}: {error}{hint} ({self._path})") from None
+
+
+def _locked(error: BaseException) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
+
+
+def _quote(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _declared(field: pa.Field) -> str:
+    try:
+        return _DECLARED[plain_type(field.type)]
+    except ValueError as error:
+        raise ValueError(f"column '{field.name}': {error} in SQLite") from None
+
+
+def _key(schema: pa.Schema, rows: RowSpec) -> str:
+    """The key as the unique index and ON CONFLICT must both spell it.
+
+    To a unique index NULLs differ, to us they are equal: an expression puts in their place a value of a type that
+    the column never holds (SQLite compares by type first), so that it cannot be mistaken for a real one.
+    """
+    stand_in = {name: "0" if plain_type(schema.field(name).type) == pa.binary() else "x''" for name in rows.key}
+    return ", ".join(f"COALESCE({_quote(name)}, {stand_in[name]})" if schema.field(name).nullable else _quote(name) for name in rows.key)
+
+
+def _upsert(table: str, schema: pa.Schema, rows: RowSpec) -> str:
+    names = [_quote(name) for name in schema.names]
+    changed = ", ".join(f"{_quote(name)} = excluded.{_quote(name)}" for name in schema.names if name not in rows.key)
+    statement = (
+        f"INSERT INTO {_quote(table)} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))}) "
+        f"ON CONFLICT ({_key(schema, rows)}) DO " + (f"UPDATE SET {changed}" if changed else "NOTHING")
+    )
+    if rows.revision is None:
+        return statement
+    ours = ", ".join(f"excluded.{_quote(name)}" for name in (rows.revision, rows.final) if name)
+    theirs = ", ".join(f"{_quote(table)}.{_quote(name)}" for name in (rows.revision, rows.final) if name)
+    return f"{statement} WHERE ({ours}) >= ({theirs})"
+
+
+def _column(values: tuple[object, ...], kind: pa.DataType) -> pa.Array:
+    plain = plain_type(kind)
+    if plain == pa.bool_():
+        return pa.array(values, pa.int64()).cast(pa.bool_()).cast(kind)
+    return from_plain(pa.array(values, plain), kind)
