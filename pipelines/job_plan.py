@@ -296,8 +296,9 @@ class Plan:
             self._problem((*step.path, "input"), "the inputs have different fields; events that are aggregated together must have the same schema")
             return
         schema, path, before = schemas[0], (*step.path, "config"), len(self.problems)
-        for index, name in enumerate(options.by):
-            self._checked((*path, "by", index), lambda name=name: build_metric(options.model_copy(update={"by": (name,), "aggregates": {}}), schema))
+        for index, (name, field) in enumerate(options.by.items()):
+            only = options.model_copy(update={"by": {name: field}, "aggregates": {}})
+            self._checked((*path, "by", index if name == field else name), lambda only=only: build_metric(only, schema))
         for name, choice in options.aggregates.items():
             self._checked((*path, "aggregates", name), lambda choice=choice: choice.registry.load(choice.name)(choice.options, schema))
         if len(self.problems) == before:

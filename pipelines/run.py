@@ -253,6 +253,12 @@ def _option(options: list[str], name: str, default: int) -> int:
     return default
 
 
+def wait_for_end(flink: EmbeddedFlink, state: Callable[[], str]) -> bool:
+    """Waits until the one job on ``flink`` has processed all its input and stored all its rows; False when it failed."""
+    follower = _Follower(flink, JobRecord(None), "job", view("job", json_lines=False))
+    return follower.follow(threading.Event(), state) == "done"
+
+
 @contextmanager
 def _view(name: str, json_lines: bool) -> Iterator[View]:
     shown = view(name, json_lines=json_lines)
@@ -280,9 +286,17 @@ def _logs_to(path: Path) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     root = logging.getLogger()
     before, root.handlers = root.handlers, [handler]
+    hook = threading.excepthook
+
+    def log_thread(args: threading.ExceptHookArgs) -> None:
+        # Beam's connections to the job server end with an exception in their threads when it stops.
+        root.warning("thread %s ended", args.thread and args.thread.name, exc_info=args.exc_value)
+
+    threading.excepthook = log_thread
     try:
         yield
     finally:
+        threading.excepthook = hook
         root.handlers = before
         handler.close()
 

@@ -61,7 +61,7 @@ def _file(source: Any, what: SplitRange) -> Iterator[Raw]:
         if position >= what.position:
             return
         bare = line.removesuffix(b"\n")
-        record = bare.removesuffix(b"\r") if line.endswith(b"\n") or damage is None else bare
+        record = bare.removesuffix(b"\r")
         if position >= what.start:
             if damage:
                 yield Raw(position, record, None, "corrupt")

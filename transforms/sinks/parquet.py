@@ -32,7 +32,7 @@ class ParquetOptions(Config):
 
     path: str = Field(min_length=1, description="The folder; made when missing. On a local disk, or one whose file locks work.")
     partition: Literal["hour", "day", "month"] = Field(
-        "day", description="How much time one file holds. A write rewrites the files it touches: choose `hour` for many keys or short windows."
+        "day", description="How much time a file holds. A write rewrites the files it touches: choose hour for many keys or short windows."
     )
 
     @field_validator("path")
@@ -71,7 +71,7 @@ class Parquet:
 
     def open(self, schema: pa.Schema, rows: RowSpec) -> None:
         if rows.time not in rows.key and not any(pa.types.is_integer(schema.field(name).type) for name in rows.key):
-            raise ValueError(f"{self.name}: the key ({', '.join(rows.key)}) has neither a time nor an integer by which rows are put in files")
+            raise ValueError(f"{self.name}: the key ({', '.join(rows.key)}) has neither a time nor an integer to put rows in files by")
         self._rows, self._schema = rows, rows.attach(schema)
         marked = self._schema.with_metadata({**self._schema.metadata, _PARTITION_KEY: self._partition.encode()})
         with self._errors():
@@ -160,10 +160,8 @@ def _load(path: Path, schema: pa.Schema) -> pa.Table:
 
 def _by_file(batch: pa.Table, rows: RowSpec, partition: str) -> Iterator[tuple[str, pa.Table]]:
     """The rows of each file, with its name: a pure function of the key."""
-    names = pc.strftime(batch[rows.time], _FILE_NAMES[partition]).fill_null("null") if rows.time in rows.key else _position_names(batch, rows)
-    encoded = names.combine_chunks().dictionary_encode() if isinstance(names, pa.ChunkedArray) else names.dictionary_encode()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
+    names = _period_names(batch, rows, partition) if rows.time in rows.key else _position_names(batch, rows)
+    encoded = names.dictionary_encode()
     codes = encoded.indices.to_numpy(zero_copy_only=False)
     order = np.argsort(codes, kind="stable")
     bounds = np.searchsorted(codes[order], np.arange(len(encoded.dictionary) + 1))
@@ -171,12 +169,20 @@ def _by_file(batch: pa.Table, rows: RowSpec, partition: str) -> Iterator[tuple[s
         yield name, batch.take(pa.array(order[bounds[code] : bounds[code + 1]]))
 
 
-def _position_names(batch: pa.Table, rows: RowSpec) -> pa.ChunkedArray:
+def _period_names(batch: pa.Table, rows: RowSpec, partition: str) -> pa.StringArray:
+    return pc.strftime(batch[rows.time].combine_chunks(), _FILE_NAMES[partition]).fill_null("null")
+
+
+def _position_names(batch: pa.Table, rows: RowSpec) -> pa.StringArray:
     """A digest of all but the last integer of the key, and that integer (a position) in steps."""
     position = [name for name in rows.key if pa.types.is_integer(batch.schema.field(name).type)][-1]
     others = [batch[name].cast(pa.string()) for name in rows.key if name != position]
     text = pc.binary_join_element_wise(*others, "\x1f", null_handling="replace", null_replacement="\x00").combine_chunks()
     encoded = text.dictionary_encode()
-    digests = pa.array([hashlib.blake2b(value.encode(), digest_size=6).hexdigest() for value in encoded.dictionary.to_pylist()], pa.string())
-    steps = (np.floor_divide(batch[position].fill_null(0).to_numpy(), _POSITIONS_A_FILE)).astype(str)
+    digests = pa.array([_digest(value) for value in encoded.dictionary.to_pylist()], pa.string())
+    steps = np.floor_divide(batch[position].fill_null(0).to_numpy(), _POSITIONS_A_FILE).astype(str)
     return pc.binary_join_element_wise(digests.take(encoded.indices), pa.array(steps, pa.string()), "-")
+
+
+def _digest(value: str) -> str:
+    return hashlib.blake2b(value.encode(), digest_size=6).hexdigest()

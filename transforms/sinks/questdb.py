@@ -14,21 +14,26 @@ from streamgauge.transforms.config import Config, user_error
 from streamgauge.transforms.rows import RowSpec
 from streamgauge.transforms.sinks import questdb_sql as sql
 from streamgauge.transforms.sinks.base import SinkError
-from streamgauge.transforms.sinks.rows_util import RETRY_SECONDS, describe_key, from_plain, to_plain
+from streamgauge.transforms.sinks.rows_util import RETRY_SECONDS, describe_key, from_plain, plain_type, retrying, to_plain
 
 _LAST_TIME = 253_402_300_799_999_999
 """9999-12-31T23:59:59.999999Z in microseconds: QuestDB's last designated timestamp; its first is 1970-01-01."""
 _NULL_LONG = -(2**63)
 """QuestDB's null among integers and timestamps."""
 
+_REFUSED_BY_CLIENT = ("BadDataFrame", "InvalidTimestamp", "InvalidUtf8")
+"""The client's errors about what rows hold, as against errors of the connection."""
+
 
 class QuestDbOptions(Config):
     """A table in QuestDB, read through a view that shows one row a key."""
 
     url: str = Field(
-        "http://localhost:9000", description="The server's HTTP address, such as http://localhost:9000; https and user:password@ are understood."
+        "http://localhost:9000", description="The server's HTTP address, http or https, with user:password@ before the host where needed."
     )
-    table: str = Field(pattern=r"^\w[\w ]*$", max_length=100, description="The table (for results a view over TABLE_versions); made when missing.")
+    table: str = Field(
+        pattern=r"^\w[\w ]*$", max_length=100, description="What users read: a view over TABLE_versions. Made when missing."
+    )
 
     @field_validator("url")
     @classmethod
@@ -39,21 +44,22 @@ class QuestDbOptions(Config):
         return url.rstrip("/")
 
 
-class Poison(ValueError):
+class RefusedError(ValueError):
     """The server or its client refuses rows for what they hold."""
 
 
 class QuestDb:
     """Sends rows in one request a write, which the server answers when they are in its write-ahead log.
 
-    Delivery: effectively once, for whoever reads ``TABLE``. QuestDB cannot upsert on a condition: DEDUP replaces whole rows,
-    so a worker that wakes up after its replacement took over could put old rows over new ones. Hence a read-side rule. Results go to
-    ``TABLE_versions``, whose DEDUP keys are the natural key and ``_version``: the revision of a final row, -1 for
-    a row that is not final. So a key has one early row (the last written) and its final ones (one, and one for each correction), however
-    often it is emitted, and a final number is never overwritten by another one. ``TABLE`` is a view
-    of the highest ``_version`` of each key; filters on time and dimensions, SAMPLE BY and LATEST ON work on it as on a table
-    (tried with 9.3.4; the view needs a QuestDB that has views). Other than in the conditional stores, an early row of a higher revision
-    does not hide a final one. Rows survive the server's death; a power cut only with its ``cairo.commit.mode=sync``.
+    Delivery: effectively once, for whoever reads ``TABLE``. QuestDB cannot upsert on a condition: DEDUP replaces whole rows, so
+    a worker that wakes up after its replacement took over could put old rows over new ones. Hence a read-side rule. Rows go to
+    ``TABLE_versions``, whose DEDUP keys are the natural key and ``_version``: the revision of a final row, -1 for a row
+    that is not final, 0 where rows have no revision. So a key has one early row (the last written) and its final ones (one,
+    and one for each correction), however often it is emitted, and a final number is never overwritten by another
+    one. ``TABLE`` is a view of the highest ``_version`` of each key; filters on time and dimensions, SAMPLE BY and LATEST ON
+    work on it as on a table (tried with 9.3.4; older servers may have no views). Other than in the conditional stores, an early
+    row of a higher revision does not hide a final one. Rows survive the server's death; a power cut only with its
+    ``cairo.commit.mode=sync``.
 
     Columns: text dimensions and booleans are SYMBOL, other text VARCHAR, integers LONG, floats DOUBLE, timestamps TIMESTAMP,
     bytes base64, dates, uint64, decimals and lists text; characters that QuestDB forbids in names become ``_``. The smallest int64,
@@ -84,6 +90,7 @@ class QuestDb:
         _client()
         layout = sql.Layout.of(self._table, schema, rows)
         self._server.create(layout)
+        self._server.close()  # QuestDB has 256 connections by default: a worker keeps one, for writing
         self._layout = layout
 
     def write(self, batch: pa.Table) -> None:
@@ -120,7 +127,7 @@ class QuestDb:
             return []
         try:
             self._send(batch, layout)
-        except Poison as error:
+        except RefusedError as error:
             if len(batch) == 1:
                 return [(batch, str(error))]
             half = len(batch) // 2
@@ -128,33 +135,39 @@ class QuestDb:
         return []
 
     def _send(self, batch: pa.Table, layout: sql.Layout) -> None:
-        """One request. The client itself tries again, with back-off and jitter, what the server may take later."""
+        """One request, repeated while the server may still take it."""
         questdb, pandas = _client()
-        code = questdb.QuestDBErrorCode
         frame = _outgoing(batch, layout).to_pandas(types_mapper=pandas.ArrowDtype)
-        try:
+        for_good = {questdb.QuestDBErrorCode[name] for name in _REFUSED_BY_CLIENT}
+
+        def refused(error: BaseException) -> bool:
+            return error.code in for_good or '"code":"invalid"' in str(error)  # type: ignore[attr-defined]
+
+        def attempt() -> None:
             if self._sender is None:
                 self._sender = self._connect(questdb)
             # All text goes as string fields, which the server converts to symbols: its symbol syntax has no empty text and no NUL.
             self._sender.dataframe(frame, table_name=layout.store, symbols=False, at=layout.names[layout.rows.time])
             self._sender.flush()
+
+        try:
+            retrying(lambda error: isinstance(error, questdb.QuestDBError) and not refused(error), RETRY_SECONDS)(attempt)
         except questdb.QuestDBError as error:
-            self._disconnect()
             text = str(error).partition("\n")[0]
-            if error.code in (code.BadDataFrame, code.InvalidTimestamp, code.InvalidUtf8) or '"code":"invalid"' in text:
-                raise Poison(text) from None
-            raise SinkError(f"{self.name}: {text}") from None
+            if refused(error):
+                raise RefusedError(text) from None
+            self._disconnect()
+            raise SinkError(f"{self.name}: {text} (tried for {RETRY_SECONDS:g} s)") from None
 
     def _connect(self, questdb: Any) -> Any:
+        """A sender without the client's own retries, which leave out a refused connection."""
         address = f"{self._url.scheme}::addr={self._url.hostname}:{self._url.port or sql.PORT}"
-        settings = f"{address};protocol_version=2;auto_flush=off;retry_timeout={int(RETRY_SECONDS * 1000)};"
         account = {"username": self._url.username, "password": self._url.password} if self._url.username else {}
-        sender = questdb.Sender.from_conf(settings, **account)
+        sender = questdb.Sender.from_conf(f"{address};protocol_version=2;auto_flush=off;retry_timeout=0;", **account)
         sender.establish()
         return sender
 
     def _disconnect(self) -> None:
-        """Drops what was not sent: the bundle that holds it is tried again."""
         if self._sender is not None:
             self._sender.close(flush=False)
             self._sender = None
@@ -184,7 +197,7 @@ def _whole(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
 
 
 def _outgoing(batch: pa.Table, layout: sql.Layout) -> pa.Table:
-    """The columns as the client sends them, and ``_version`` where rows have revisions."""
+    """The columns as the client sends them, and ``_version``."""
     out: dict[str, Any] = {}
     for field, column in zip(batch.schema, batch.columns, strict=True):
         kind = sql.column_type(field, layout.rows)
@@ -197,10 +210,15 @@ def _outgoing(batch: pa.Table, layout: sql.Layout) -> pa.Table:
             elif kind == "SYMBOL":
                 plain = plain.cast(pa.string())
         out[layout.names[field.name]] = plain
-    if layout.rows.revision:
-        revision = batch[layout.rows.revision].cast(pa.int64())
-        out[sql.VERSION] = pc.if_else(batch[layout.rows.final], revision, -1) if layout.rows.final else revision
+    out[sql.VERSION] = _versions(batch, layout.rows)
     return pa.table(out)
+
+
+def _versions(batch: pa.Table, rows: RowSpec) -> pa.Array | pa.ChunkedArray:
+    if rows.revision is None:
+        return pa.repeat(pa.scalar(0, pa.int64()), len(batch))
+    revision = batch[rows.revision].cast(pa.int64())
+    return pc.if_else(batch[rows.final], revision, -1) if rows.final else revision
 
 
 def _plain_column(values: list[Any], kind: str) -> pa.Array:
@@ -212,6 +230,7 @@ def _plain_column(values: list[Any], kind: str) -> pa.Array:
 def _restore(values: pa.Array, kind: pa.DataType) -> pa.Array:
     if pa.types.is_timestamp(values.type):
         return values.cast(kind)
-    if pa.types.is_string(values.type) and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)):
+    plain = plain_type(kind)
+    if plain == pa.binary():
         return pa.array([None if v is None else base64.b64decode(v) for v in values.to_pylist()], kind)
-    return values.cast(kind) if pa.types.is_boolean(kind) else from_plain(values, kind)
+    return from_plain(values.cast(plain), kind)

@@ -33,7 +33,8 @@ def column_type(field: pa.Field, rows: RowSpec) -> str:
     """QuestDB's type for a column. Booleans that may be null are symbols, since BOOLEAN has no null.
 
     >>> rows = RowSpec(kind="results", key=("time", "origin"), time="time", revision="revision", final="final")
-    >>> [column_type(pa.field(n, t), rows) for n, t in (("origin", pa.string()), ("note", pa.string()), ("n", pa.int32()), ("final", pa.bool_()))]
+    >>> fields = [("origin", pa.string()), ("note", pa.string()), ("n", pa.int32()), ("final", pa.bool_())]
+    >>> [column_type(pa.field(name, kind), rows) for name, kind in fields]
     ['SYMBOL', 'VARCHAR', 'LONG', 'BOOLEAN']
     """
     if field.name == rows.final:
@@ -57,7 +58,7 @@ class Layout:
     """How rows of one schema lie in QuestDB.
 
     Attributes:
-        table: what users read. store: what is written: the same, or for rows with revisions the table of versions below the view.
+        table: the view that users read. store: the table of versions below it, which is written.
         names: QuestDB's column names by ours.
     """
 
@@ -72,32 +73,36 @@ class Layout:
         names = {name: _FORBIDDEN.sub("_", name) for name in schema.names}
         unique_ignoring_case([*names.values(), VERSION], "QuestDB")
         if len({*names.values(), VERSION}) <= len(names):
-            raise ValueError(f"the columns {', '.join(names)} are not different in QuestDB, where other characters than letters and digits become '_', "
-                             f"and {VERSION} is reserved")
-        return cls(table, table + _STORE_SUFFIX if rows.revision else table, rows.attach(schema), rows, names)
+            raise ValueError(
+                f"the columns {', '.join(names)} are not different in QuestDB, where {VERSION} is reserved and all but letters and "
+                "digits becomes '_'; give one of them another name"
+            )
+        return cls(table, table + _STORE_SUFFIX, rows.attach(schema), rows, names)
 
     def columns(self) -> dict[str, str]:
         """Type of each column of what users read."""
         return {self.names[field.name]: column_type(field, self.rows) for field in self.schema}
 
     def store_columns(self) -> dict[str, str]:
-        return self.columns() | ({VERSION: "LONG"} if self.rows.revision else {})
+        return self.columns() | {VERSION: "LONG"}
 
     def keys(self) -> list[str]:
-        return [self.names[name] for name in self.rows.key] + ([VERSION] if self.rows.revision else [])
+        return [*(self.names[name] for name in self.rows.key), VERSION]
 
     def create_store(self) -> str:
         columns = ", ".join(f"{quote(name)} {kind}" for name, kind in self.store_columns().items())
         keys = ", ".join(map(quote, self.keys()))
-        return (f"CREATE TABLE IF NOT EXISTS {quote(self.store)} ({columns}) TIMESTAMP({quote(self.names[self.rows.time])}) "
-                f"PARTITION BY DAY WAL DEDUP UPSERT KEYS({keys})")
+        return (
+            f"CREATE TABLE IF NOT EXISTS {quote(self.store)} ({columns}) TIMESTAMP({quote(self.names[self.rows.time])}) "
+            f"PARTITION BY DAY WAL DEDUP UPSERT KEYS({keys})"
+        )
 
     def create_view(self) -> str:
         """One row a key, that of the highest version.
 
-        Grouping by the key (and not a window function or a join) is what lets QuestDB push filters on time and dimensions down to
-        the table; the designated timestamp is what SAMPLE BY needs. It stands inside, next to the subquery: with one more pair of parentheses
-        9.3.4 takes a selected column called "count" for the function.
+        Grouping by the key (and not a window function or a join) is what lets QuestDB push filters on time and dimensions down
+        to the table; the designated timestamp is what SAMPLE BY needs. It stands inside, next to the subquery: with one more
+        pair of parentheses 9.3.4 takes a selected column called "count" for the function.
         """
         inner, outer = [], []
         types = self.columns()
@@ -154,7 +159,7 @@ class Server:
         headers = urllib3.make_headers(basic_auth=self._account)
         try:
             answer = retrying(_transient, RETRY_SECONDS)(self._request, statement, headers)
-        except (urllib3.exceptions.HTTPError, _Unavailable) as error:
+        except (urllib3.exceptions.HTTPError, _UnavailableError) as error:
             raise SinkError(f"{self.name}: no answer from QuestDB for {RETRY_SECONDS:g} s: {error}") from None
         try:
             # Control characters come unescaped from some versions.
@@ -168,28 +173,27 @@ class Server:
     def _request(self, statement: str, headers: dict[str, str]) -> Any:
         answer = self._pool.request("GET", self._url, fields={"query": statement}, headers=headers)
         if answer.status in _TRY_AGAIN:
-            raise _Unavailable(f"HTTP {answer.status}")
+            raise _UnavailableError(f"HTTP {answer.status}")
         return answer
 
-    def columns(self, table: str) -> dict[str, tuple[str, bool]] | None:
-        """Type of each column and whether it is a DEDUP key; None when there is no such table or view."""
-        try:
-            answer = self.query(f"SHOW COLUMNS FROM {quote(table)}")
-        except QueryError as error:
-            if "does not exist" in str(error):
-                return None
-            raise SinkError(f"{self.name}: {error}") from None
-        at = {column["name"]: i for i, column in enumerate(answer["columns"])}
-        return {row[at["column"]]: (row[at["type"]], row[at["upsertKey"]]) for row in answer["dataset"]}
+    def columns(self, table: str) -> dict[str, str] | None:
+        """Type of each column; None when there is no such table or view. SHOW COLUMNS shows none of a view after a restart."""
+        answer = self._if_exists(f"SELECT * FROM {quote(table)} LIMIT 0")
+        return {column["name"]: column["type"] for column in answer["columns"]} if answer else None
 
     def create(self, layout: Layout) -> None:
         """Makes table and view when they are not there. Raises ValueError when others are."""
-        keys = layout.keys()
-        self._ensure(layout.store, layout.create_store(), {name: (kind, name in keys) for name, kind in layout.store_columns().items()})
-        if layout.store != layout.table:
-            self._ensure(layout.table, layout.create_view(), {name: (kind, False) for name, kind in layout.columns().items()})
+        self._ensure(layout.store, layout.create_store(), layout.store_columns())
+        self._ensure(layout.table, layout.create_view(), layout.columns())
+        shown = self._if_exists(f"SELECT \"column\" FROM (SHOW COLUMNS FROM {quote(layout.store)}) WHERE upsertKey") or {"dataset": []}
+        keys = {row[0] for row in shown["dataset"]}
+        if keys != set(layout.keys()):
+            raise ValueError(
+                f"{self.name}: '{layout.store}' is another table: its DEDUP keys are ({', '.join(sorted(keys))}), "
+                f"these rows need ({', '.join(sorted(layout.keys()))}); choose another table"
+            )
 
-    def _ensure(self, table: str, statement: str, wanted: dict[str, tuple[str, bool]]) -> None:
+    def _ensure(self, table: str, statement: str, wanted: dict[str, str]) -> None:
         if self.columns(table) is None:
             try:
                 self.query(statement)
@@ -197,16 +201,25 @@ class Server:
                 raise SinkError(f"{self.name}: QuestDB did not make '{table}': {error}; a view needs version 9.3.4 or newer") from None
         found = self.columns(table) or {}
         if _comparable(found) != _comparable(wanted):
-            raise ValueError(f"{self.name}: '{table}' is another table: it has the columns ({_listed(found)}), these rows need ({_listed(wanted)}); "
-                             "choose another table")
+            raise ValueError(
+                f"{self.name}: '{table}' is another table: it has the columns ({_listed(found)}), "
+                f"these rows need ({_listed(wanted)}); choose another table"
+            )
+
+    def _if_exists(self, statement: str) -> dict[str, Any] | None:
+        try:
+            return self.query(statement)
+        except QueryError as error:
+            if "does not exist" in str(error):
+                return None
+            raise SinkError(f"{self.name}: {error}") from None
 
     def rows(self, table: str) -> dict[str, tuple[str, list[Any]]]:
         """Type and values of each column, timestamps in microseconds, once all writes are applied."""
-        columns = self.columns(table)
-        if columns is None:
+        types = self.columns(table)
+        if types is None:
             raise SinkError(f"{self.name}: there is no table '{table}'")
-        self._wait_until_applied((table, table + _STORE_SUFFIX))
-        types = {name: kind for name, (kind, _) in columns.items()}
+        self._wait_until_applied(table + _STORE_SUFFIX)
         listed = ", ".join(f"{quote(name)}::long {quote(name)}" if kind == "TIMESTAMP" else quote(name) for name, kind in types.items())
         try:
             found = self.query(f"SELECT {listed} FROM {quote(table)}")["dataset"]
@@ -215,12 +228,11 @@ class Server:
         values = [list(column) for column in zip(*found, strict=True)] or [[] for _ in types]
         return {name: (types[name], column) for name, column in zip(types, values, strict=True)}
 
-    def _wait_until_applied(self, tables: tuple[str, str]) -> None:
+    def _wait_until_applied(self, store: str) -> None:
         """What is in the write-ahead log is visible a little later."""
         deadline = time.monotonic() + RETRY_SECONDS
-        condition = " OR ".join(f"name = '{table}'" for table in tables)
         while True:
-            states = self.query(f"SELECT suspended, sequencerTxn - writerTxn FROM wal_tables() WHERE {condition}")["dataset"]
+            states = self.query(f"SELECT suspended, sequencerTxn - writerTxn FROM wal_tables() WHERE name = '{store}'")["dataset"]
             if any(suspended for suspended, _ in states):
                 raise SinkError(f"{self.name}: QuestDB has suspended the table; see wal_tables() for why, and ALTER TABLE ... RESUME WAL")
             if all(behind == 0 for _, behind in states):
@@ -230,20 +242,20 @@ class Server:
             time.sleep(_POLL_SECONDS)
 
 
-class _Unavailable(RuntimeError):
+class _UnavailableError(RuntimeError):
     """The server answered that it cannot answer now."""
 
 
 def _transient(error: BaseException) -> bool:
     import urllib3
 
-    return isinstance(error, (urllib3.exceptions.HTTPError, _Unavailable))
+    return isinstance(error, (urllib3.exceptions.HTTPError, _UnavailableError))
 
 
-def _comparable(columns: dict[str, tuple[str, bool]]) -> dict[str, tuple[str, bool]]:
-    """A view has its timestamp first, and text out of an expression is STRING."""
-    return {name: ("VARCHAR" if kind in ("SYMBOL", "STRING") and not key else kind, key) for name, (kind, key) in columns.items()}
+def _comparable(columns: dict[str, str]) -> dict[str, str]:
+    """Without the order, as a view has its timestamp first; text out of an expression is STRING."""
+    return {name: "VARCHAR" if kind in ("SYMBOL", "STRING") else kind for name, kind in columns.items()}
 
 
-def _listed(columns: dict[str, tuple[str, bool]]) -> str:
-    return ", ".join(f"{name} {kind}{' key' if key else ''}" for name, (kind, key) in columns.items())
+def _listed(columns: dict[str, str]) -> str:
+    return ", ".join(f"{name} {kind}" for name, kind in columns.items())

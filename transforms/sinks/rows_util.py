@@ -15,8 +15,9 @@ from streamgauge.transforms.rows import RowSpec
 RETRY_SECONDS = 30.0
 """How long a write keeps trying before its bundle fails and Beam tries it again."""
 
-_MILLISECONDS_TO_SECONDS = 0.001
-_FIRST_WAIT, _LONGEST_WAIT = 10 * _MILLISECONDS_TO_SECONDS, 1.0
+_FIRST_WAIT, _LONGEST_WAIT = 0.01, 1.0
+"""Seconds."""
+_BELOW_ALL = -(2**63)
 
 
 def retrying(again: Callable[[BaseException], bool], seconds: float = RETRY_SECONDS) -> tenacity.Retrying:
@@ -41,8 +42,8 @@ def latest(table: pa.Table, rows: RowSpec) -> pa.Table:
     keys = table.select(list(rows.key)).append_column("__position", position)
     order = [name for name in (rows.revision, rows.final) if name]
     if order:
-        ranks = pa.table([table[name].cast(pa.int64()) for name in order] + [position], names=[*order, "__position"])
-        keys = keys.take(pc.sort_indices(ranks, sort_keys=[(name, "ascending") for name in ranks.column_names], null_placement="at_start"))
+        ranks = pa.table([table[name].cast(pa.int64()).fill_null(_BELOW_ALL) for name in order] + [position], names=[*order, "__position"])
+        keys = keys.take(pc.sort_indices(ranks, sort_keys=[(name, "ascending") for name in ranks.column_names]))
     winners = keys.group_by(list(rows.key), use_threads=False).aggregate([("__position", "last")])["__position_last"]
     return table.take(winners.take(pc.sort_indices(winners)))
 
@@ -77,7 +78,8 @@ def unique_ignoring_case(names: Iterable[str], store: str) -> None:
 def plain_type(kind: pa.DataType) -> pa.DataType:
     """The plain type that holds every value of ``kind``: int64, float64, bool, string or binary.
 
-    Timestamps, dates, lists, and numbers that int64 cannot hold become text; durations and times of day count in their unit. Raises ValueError for what has no plain form.
+    Timestamps, dates, lists, and numbers that int64 cannot hold become text; durations and times of day count in their unit.
+    Raises ValueError for what has no plain form.
 
     >>> [str(plain_type(t)) for t in (pa.uint32(), pa.uint64(), pa.date32(), pa.list_(pa.float64()))]
     ['int64', 'string', 'string', 'string']
@@ -146,12 +148,14 @@ def _is_json(kind: pa.DataType) -> bool:
 def _iso_text(values: pa.Array) -> pa.Array:
     """Fixed width, so that text sorts as time does, for the years 0 to 9999; other years are written in full all the same."""
     if pa.types.is_date(values.type):
-        moments, zone, unit = values.cast(pa.date32()).cast(pa.int32()).fill_null(0).to_numpy(zero_copy_only=False).astype("M8[D]"), "", "D"
+        zone, own_unit = "", "D"
+        whole = values.cast(pa.date32()).cast(pa.int32())
     else:
-        unit = "ns" if values.type.unit == "ns" else "us"
-        zone = "Z" if values.type.tz else ""
-        moments = values.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False).astype(f"M8[{values.type.unit}]")
-    text = pa.array(np.datetime_as_string(moments, unit=unit), pa.string())
+        zone, own_unit = "Z" if values.type.tz else "", values.type.unit
+        whole = values.cast(pa.int64())
+    moments = whole.fill_null(0).to_numpy(zero_copy_only=False).astype(f"M8[{own_unit}]")
+    written = np.datetime_as_string(moments) if own_unit in ("D", "ns") else np.datetime_as_string(moments, unit="us")
+    text = pa.array(written, pa.string())
     text = pc.binary_join_element_wise(text, zone, "") if zone else text
     return pc.if_else(values.is_null(), pa.scalar(None, pa.string()), text)
 

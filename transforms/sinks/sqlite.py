@@ -14,7 +14,15 @@ from pydantic import Field
 from streamgauge.transforms.config import Config
 from streamgauge.transforms.rows import RowSpec
 from streamgauge.transforms.sinks.base import SinkError
-from streamgauge.transforms.sinks.rows_util import RETRY_SECONDS, difference, from_plain, plain_type, retrying, to_plain, unique_ignoring_case
+from streamgauge.transforms.sinks.rows_util import (
+    RETRY_SECONDS,
+    difference,
+    from_plain,
+    plain_type,
+    retrying,
+    to_plain,
+    unique_ignoring_case,
+)
 
 _DECLARED = {pa.int64(): "INTEGER", pa.float64(): "REAL", pa.bool_(): "BOOLEAN", pa.string(): "TEXT", pa.binary(): "BLOB"}
 _TABLES = "streamgauge_tables"
@@ -24,7 +32,9 @@ _TABLES = "streamgauge_tables"
 class SqliteOptions(Config):
     """A table in an SQLite file, upserted by natural key."""
 
-    path: str = Field(min_length=1, description="The database file; made with its folder when missing. On a local disk: SQLite's WAL does not work on network file systems.")
+    path: str = Field(
+        min_length=1, description="The database file, made with its folder when missing. On a local disk: SQLite's WAL needs one."
+    )
     table: str = Field(min_length=1, pattern=r"^[^\x00]+$", description="The table; made when missing.")
 
 

@@ -6,6 +6,7 @@ Positions are int64 and only grow. The position is kept by the caller, in Flink'
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,8 +39,9 @@ class RawBatch:
             When ``newline_terminated`` every non-null value ends with the byte ``\\n`` and the values stand
             back to back in the array's data buffer, which is then itself newline-delimited text.
         positions: int64 array, the position of each record, growing.
-        timestamps: int64 array, the broker's time stamp of each record in microseconds since the epoch; None where the source has none.
-        next_position: where reading continues after this batch (>= last position + 1; gaps are allowed, a batch may be empty and still advance).
+        timestamps: int64 array, the broker's time stamp of each record in microseconds since the epoch (-1: it has none); None where the
+            source has none.
+        next_position: where reading continues after this batch (>= last position + 1; gaps are allowed, an empty batch may advance too).
         caught_up: the source confirmed that ``next_position`` is its present end. False when not known (a broken connection).
         done: nothing will ever follow: the split's end was reached.
         newline_terminated: see payloads; dead letters drop the added newline.
@@ -78,15 +80,16 @@ class Connector(Protocol):
 
     Attributes:
         name: shown in dead letters and progress: ``kafka:flights``.
-        bounded: True when every split has an end.
+        bounded: True when every reader says ``done`` at some time. A split's ``end`` may be unknown all the same (a compressed file).
     """
 
     name: str
     bounded: bool
 
-    def splits(self) -> list[Split]:
+    def splits(self, known: Collection[str] = ()) -> list[Split]:
         """All splits that exist now. For sources where new ones appear (partitions, files of a followed glob), called again
-        every so often; a split is told from others by its id. Raises SourceError."""
+        every so often; a split is told from others by its id. ``known`` are the ids that the job reads already: what came
+        after them is read from its beginning, wherever the job itself began. Raises SourceError."""
 
     def open(self, split: Split, position: int) -> Reader:
         """A reader whose next record is the first at or after ``position``. Raises SourceError."""

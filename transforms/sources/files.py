@@ -10,11 +10,12 @@ from __future__ import annotations
 import glob
 import os
 import time
+from collections.abc import Collection
+from pathlib import Path
 from typing import ClassVar, Protocol
 
 import pyarrow as pa
 from pydantic import Field
-
 from streamgauge.transforms.config import Config
 from streamgauge.transforms.sources.base import RawBatch, SourceError, Split
 from streamgauge.transforms.sources.lines import LineBuffer, empty
@@ -32,7 +33,8 @@ class FilesOptions(Config):
     path: str | list[str] = Field(min_length=1, description="Path or glob, or a list of them; `**` matches any number of folders.")
     follow: bool = Field(
         False,
-        description="Keep reading as files grow and new ones appear. A line counts once its newline is there. Compressed files must be complete when they appear.",
+        description="Keep reading as files grow and new ones appear. A line counts once its newline is there. "
+        "Compressed files must be complete when they appear.",
     )
     max_line: int = Field(16 << 20, gt=0, le=1 << 30, description="Bytes. A longer line becomes a dead letter with its first 1 kB.")
 
@@ -45,40 +47,44 @@ class Files:
     def __init__(self, options: FilesOptions) -> None:
         self._options = options
         self._patterns = [options.path] if isinstance(options.path, str) else options.path
-        self._folder = os.getcwd()
+        self._folder = Path.cwd()
         self.name = f"files:{','.join(self._patterns)}"
         self.bounded = not options.follow
 
-    def splits(self) -> list[Split]:
+    def splits(self, known: Collection[str] = ()) -> list[Split]:
         """Raises SourceError when nothing matches and files are not followed."""
-        matches = {path for pattern in self._patterns for path in glob.glob(pattern, root_dir=self._folder, recursive=True)}
-        found = sorted(path for path in matches if os.path.isfile(self._full(path)))
+        matches = {path for pattern in self._patterns for path in self._matches(pattern)}
+        found = sorted(path for path in matches if self._full(path).is_file())
         if not found and self.bounded:
-            raise SourceError(f"no file matches {' or '.join(self._patterns)} in {self._folder}; check the path, or set follow: true to wait for files")
+            wanted = " or ".join(self._patterns)
+            raise SourceError(f"no file matches {wanted} in {self._folder}; check the path, or set follow: true to wait for files")
         return [Split(path, 0, self._end(path)) for path in found]
 
     def open(self, split: Split, position: int) -> LinesReader:
         path = self._full(split.id)
-        codec = CODECS.get(os.path.splitext(path)[1])
+        codec = CODECS.get(path.suffix)
         try:
             stream: _Stream
             if codec:
                 stream = _Compressed(path, codec, position)
             elif self.bounded:
-                stream = _Plain(path, position, split.end if split.end is not None else os.path.getsize(path))
+                stream = _Plain(path, position, split.end if split.end is not None else path.stat().st_size)
             else:
                 stream = _Followed(path, position)
         except OSError as error:
             raise SourceError(f"cannot read the file {path}: {error.strerror or error}") from None
         return LinesReader(stream, LineBuffer(position, self._options.max_line))
 
-    def _full(self, path: str) -> str:
-        return os.path.join(self._folder, path)
+    def _matches(self, pattern: str) -> list[str]:
+        return glob.glob(pattern, root_dir=self._folder, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute patterns
+
+    def _full(self, path: str) -> Path:
+        return self._folder / path
 
     def _end(self, path: str) -> int | None:
         """Size of a plain file that is read once; a compressed one's uncompressed size is not known before it is read."""
-        compressed = os.path.splitext(path)[1] in CODECS
-        return None if compressed or not self.bounded else os.path.getsize(self._full(path))
+        full = self._full(path)
+        return None if full.suffix in CODECS or not self.bounded else full.stat().st_size
 
 
 class _Stream(Protocol):
@@ -87,12 +93,12 @@ class _Stream(Protocol):
     follow: bool
 
     def read(self, size: int) -> bytes | pa.Buffer:
-        """At most ``size`` bytes, none at the present end. Raises _Corrupt, SourceError."""
+        """At most ``size`` bytes, none at the present end. Raises _CorruptError, SourceError."""
 
     def close(self) -> None: ...
 
 
-class _Corrupt(Exception):
+class _CorruptError(Exception):
     """Compressed data that cannot be decompressed; what precedes the damage has been read."""
 
 
@@ -105,7 +111,10 @@ class LinesReader:
         self._ended = False
 
     def read(self, max_records: int, max_bytes: int, timeout: float) -> RawBatch:
-        """See Reader. A damaged compressed file ends with an error entry ``corrupt``. Raises SourceError when the file shrank or was replaced."""
+        """See Reader. A damaged compressed file ends with an error entry ``corrupt``.
+
+        Raises SourceError when the file shrank or was replaced.
+        """
         deadline = time.monotonic() + timeout
         while True:
             if self._lines.ready or self._ended:
@@ -116,7 +125,7 @@ class LinesReader:
                 continue  # blank lines only
             try:
                 chunk = self._stream.read(min(CHUNK_BYTES, max(max_bytes, 1 << 16)))
-            except _Corrupt as error:
+            except _CorruptError as error:
                 self._lines.corrupt(str(error))
                 self._ended = True
                 continue
@@ -142,12 +151,15 @@ class _Plain:
 
     follow = False
 
-    def __init__(self, path: str, position: int, end: int) -> None:
+    def __init__(self, path: Path, position: int, end: int) -> None:
         self._path, self._left = path, end - position
-        size = os.path.getsize(path)
+        size = path.stat().st_size
         if size < end:
-            raise SourceError(f"the file {path} has {size} bytes where {end} were expected: it was truncated or replaced since the job began; start it anew with --fresh")
-        self._file = open(path, "rb", buffering=0)
+            raise SourceError(
+                f"the file {path} has {size} bytes where {end} were expected: it was truncated or replaced since the job began; "
+                "start it anew with --fresh"
+            )
+        self._file = path.open("rb", buffering=0)
         self._file.seek(position)
 
     def read(self, size: int) -> bytes:
@@ -166,9 +178,9 @@ class _Followed:
 
     follow = True
 
-    def __init__(self, path: str, position: int) -> None:
+    def __init__(self, path: Path, position: int) -> None:
         self._path, self._position = path, position
-        self._file = open(path, "rb", buffering=0)
+        self._file = path.open("rb", buffering=0)
         self._check()
         self._file.seek(position)
 
@@ -183,7 +195,7 @@ class _Followed:
         """A followed file may only grow; one that is moved away may stay away, but not be replaced."""
         here = os.fstat(self._file.fileno())
         try:
-            there = os.stat(self._path)
+            there = self._path.stat()
         except FileNotFoundError:
             there = here
         if here.st_size < self._position:
@@ -203,14 +215,14 @@ class _Compressed:
 
     follow = False
 
-    def __init__(self, path: str, codec: str, position: int) -> None:
+    def __init__(self, path: Path, codec: str, position: int) -> None:
         self._path, self._codec = path, codec
         self._position = position
         self._open()
         self._broken: str | None = None
 
     def _open(self) -> None:
-        self._stream = pa.CompressedInputStream(pa.OSFile(self._path), self._codec)
+        self._stream = pa.CompressedInputStream(pa.OSFile(str(self._path)), self._codec)
         skipped = 0
         while skipped < self._position:
             try:
@@ -223,14 +235,15 @@ class _Compressed:
 
     def read(self, size: int) -> bytes | pa.Buffer:
         if self._broken:
-            raise _Corrupt(self._broken)
+            raise _CorruptError(self._broken)
         try:
             chunk = self._stream.read_buffer(size)
         except OSError as error:
             chunk = self._salvage(size)
-            self._broken = f"the {self._codec} data of {self._path} is damaged after {self._position + len(chunk)} bytes of content: {error}"
+            after = self._position + len(chunk)
+            self._broken = f"the {self._codec} data of {self._path} is damaged after {after} bytes of content: {error}"
             if not chunk:
-                raise _Corrupt(self._broken) from None
+                raise _CorruptError(self._broken) from None
         self._position += len(chunk)
         return chunk
 

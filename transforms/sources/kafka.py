@@ -16,7 +16,6 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
-
 from streamgauge.transforms.config import Config, user_error
 from streamgauge.transforms.sources.base import RawBatch, SourceError, Split
 from streamgauge.transforms.sources.kafka_client import Client, Failure, LayoutError, PlainClient, binary_array, codes, log, reason, require
@@ -83,25 +82,30 @@ class KafkaOptions(Config):
         WithJsonSchema({"anyOf": [{"enum": ["earliest", "latest"]}, {"type": "string", "format": "date-time"}, _OFFSETS_SCHEMA]}),
     ] = Field(
         "earliest",
-        description="Where a job without a checkpoint begins: `earliest`, `latest`, an ISO 8601 time (the broker's record times), or `{partition: offset}`, "
-        "where partitions that are not named begin at the earliest offset. Partitions that appear later are read from their beginning.",
+        description="Where a job without a checkpoint begins: `earliest`, `latest`, an ISO 8601 time (the broker's record times), or "
+        "`{partition: offset}`, where partitions that are not named begin at the earliest offset. Partitions that appear later are read "
+        "from their beginning.",
     )
     stop: Annotated[
         str | Offsets, _place("none", "latest"), WithJsonSchema({"anyOf": [{"enum": ["none", "latest"]}, _OFFSETS_SCHEMA]})
     ] = Field(
         "none",
-        description="Where reading ends: `none`, `latest` (where each partition ends when the job starts), or `{partition: offset}` (the offset is not "
-        "read any more; partitions that are not named end as with `latest`).",
+        description="Where reading ends: `none`, `latest` (where each partition ends when the job starts), or `{partition: offset}` "
+        "(the offset is not read any more; partitions that are not named end as with `latest`).",
     )
     on_data_loss: Literal["fail", "earliest"] = Field(
         "fail",
-        description="When records were deleted before they were read: `fail`, or go on at the `earliest` one there is, with a dead letter `data_loss`.",
+        description="When records were deleted before they were read: `fail`, or go on at the `earliest` one there is, with a dead letter "
+        "`data_loss`.",
     )
     max_bytes: int = Field(16 << 20, gt=0, le=1 << 30, description="A larger payload becomes a dead letter with its first 1 kB.")
     group: str | None = Field(
-        None, description="Consumer group to which positions are committed for lag monitors. They are never used for resuming. Default: no commits."
+        None,
+        description="Consumer group to which positions are committed for lag monitors. They are never used for resuming. Without it: none.",
     )
-    client: dict[str, str | int | float | bool] = Field(default_factory=dict, description="More librdkafka settings, such as `security.protocol`.")
+    client: dict[str, str | int | float | bool] = Field(
+        default_factory=dict, description="More librdkafka settings, such as `security.protocol`."
+    )
 
     @model_validator(mode="after")
     def _no_reserved_settings(self) -> KafkaOptions:
@@ -155,7 +159,7 @@ class Kafka:
             partitions = sorted(topics[options.topic].partitions)
             for named in (options.start, options.stop):
                 if isinstance(named, dict) and (wrong := sorted(set(named) - set(partitions))):
-                    raise SourceError(f"topic {options.topic} has no partition {', '.join(map(str, wrong))}; it has 0 to {len(partitions) - 1}")
+                    raise SourceError(f"topic {options.topic} has no partition {str(wrong)[1:-1]}; it has 0 to {len(partitions) - 1}")
             ranges = {p: client.watermarks(options.topic, p, max(1.0, deadline - time.monotonic())) for p in partitions}
             starts = {p: low for p, (low, _) in ranges.items()}
             if options.start == "latest":
@@ -203,7 +207,10 @@ class KafkaReader:
         self._client = open_client(options, self._partition, position) if position < self._end else None
 
     def read(self, max_records: int, max_bytes: int, timeout: float) -> RawBatch:
-        """See Reader. While the broker is away batches are empty and not caught up. Raises SourceError when the partition or its records are gone."""
+        """See Reader. While the broker is away batches are empty and not caught up.
+
+        Raises SourceError when the partition or its records are gone.
+        """
         if self._client is None:
             return RawBatch(binary_array(NO_BYTES, NO_OFFSETS, None), NO_POSITIONS, self._position, NO_POSITIONS, caught_up=True, done=True)
         options = self._options
@@ -219,7 +226,8 @@ class KafkaReader:
             self._handle(failure, errors)
         for offset, size, head in got.oversized:
             self._position = max(self._position, offset + 1)
-            errors.append((offset, "too_large", f"a payload of {size} bytes, max_bytes is {options.max_bytes}; the payload here is its first {len(head)} bytes", head))
+            message = f"a payload of {size} bytes, max_bytes is {options.max_bytes}; the payload here is its first {len(head)} bytes"
+            errors.append((offset, "too_large", message, head))
         if len(got.positions):
             self._bytes_per_record = len(got.data) / len(got.positions)
             got.trim(int(np.searchsorted(got.positions, self._split.end)) if self._split.end is not None else len(got.positions))
@@ -273,7 +281,7 @@ class KafkaReader:
         elif kind == "corrupt":
             errors.append((failure.offset, "corrupt", f"the broker's records cannot be decoded: {failure.message}", None))
         elif kind == "gone":
-            raise SourceError(f"partition {self._split.id} cannot be read any more: {failure.message}; check that the topic exists and may be read")
+            raise SourceError(f"partition {self._split.id} cannot be read any more: {failure.message}; does it exist, may it be read?")
         else:
             self._confirmed = (-1, -math.inf)
 
@@ -284,15 +292,14 @@ class KafkaReader:
         low, high = found or (self._position, self._position)
         if self._position > high:
             raise SourceError(
-                f"partition {self._split.id} ends at offset {high}, but reading goes on at {self._position}: the topic was truncated or made anew; start the job anew with --fresh"
+                f"partition {self._split.id} ends at offset {high}, but reading goes on at {self._position}: "
+                "the topic was truncated or made anew; start the job anew with --fresh"
             )
         if self._position < low:
+            lost = f"the records from offset {self._position} to {low - 1} were deleted before they were read"
             if self._options.on_data_loss == "fail":
-                raise SourceError(
-                    f"partition {self._split.id}: the records from offset {self._position} to {low - 1} were deleted before they were read (retention); "
-                    "set on_data_loss: earliest to go on without them"
-                )
-            errors.append((self._position, "data_loss", f"the records from offset {self._position} to {low - 1} were deleted before they were read", None))
+                raise SourceError(f"partition {self._split.id}: {lost} (retention); set on_data_loss: earliest to go on without them")
+            errors.append((self._position, "data_loss", lost, None))
             self._position = low
         self._client.assign(self._position)
 

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-
 from streamgauge.transforms.sources.base import SourceError
 
 HEAD_BYTES = 1024
@@ -190,17 +189,22 @@ class PlainClient:
         stamps = np.fromiter((message.timestamp()[1] for message in records), np.int64, len(records))
         return Fetched(
             *_joined(values), np.fromiter((message.offset() for message in records), np.int64, len(records)),
-            np.where(stamps >= 0, stamps * 1000, -1), all(v is None or (v and b"\n" not in v) for v in values), end, oversized, failures, last,
+            np.where(stamps >= 0, stamps * 1000, -1), _one_line_each(values), end, oversized, failures, last,
         )  # fmt: skip
 
     def close(self) -> None:
         self.consumer.close()
 
 
+def _one_line_each(values: list[bytes | None]) -> bool:
+    """Whether every payload that is there is one line that is not empty."""
+    return all(value is None or (value and b"\n" not in value) for value in values)
+
+
 def _joined(values: list[bytes | None]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32], npt.NDArray[np.bool_] | None]:
     """Payloads back to back; each with a newline behind it when that leaves one line per payload."""
     there = [v for v in values if v is not None]
-    lines = all(there) and not any(b"\n" in v for v in there)
+    lines = _one_line_each(values)
     data = b"\n".join([*there, b""]) if lines else b"".join(there)
     offsets = np.zeros(len(values) + 1, np.int32)
     np.cumsum([0 if v is None else len(v) + lines for v in values], out=offsets[1:])

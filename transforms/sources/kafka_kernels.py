@@ -6,7 +6,7 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -19,9 +19,10 @@ ERR, PARTITION, BODY, LENGTH, OFFSET = 0, 2, 3, 4, 7
 
 _jit: Any = numba.njit(cache=True, nogil=True)
 _intrinsic: Any = intrinsic
+_codegen: Any = cgutils
 
 
-@_intrinsic
+@_intrinsic  # type: ignore[untyped-decorator]
 def _word(typing_context: Any, address: Any) -> Any:
     """The 8 bytes at an address."""
 
@@ -31,19 +32,19 @@ def _word(typing_context: Any, address: Any) -> Any:
     return types.int64(types.int64), generate
 
 
-@_intrinsic
+@_intrinsic  # type: ignore[untyped-decorator]
 def _move(typing_context: Any, target: Any, source: Any, size: Any) -> Any:
     """memcpy between addresses."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         byte = ir.IntType(8).as_pointer()
-        cgutils.raw_memcpy(builder, builder.inttoptr(args[0], byte), builder.inttoptr(args[1], byte), args[2], 1)
+        _codegen.raw_memcpy(builder, builder.inttoptr(args[0], byte), builder.inttoptr(args[1], byte), args[2], 1)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), generate
 
 
-@_intrinsic
+@_intrinsic  # type: ignore[untyped-decorator]
 def _call(typing_context: Any, function: Any, pointer: Any) -> Any:
     """``void function(void *)`` at an address."""
 
@@ -55,14 +56,14 @@ def _call(typing_context: Any, function: Any, pointer: Any) -> Any:
     return types.void(types.int64, types.int64), generate
 
 
-@_intrinsic
+@_intrinsic  # type: ignore[untyped-decorator]
 def _call_for_int(typing_context: Any, function: Any, pointer: Any) -> Any:
     """``int64_t function(const void *, int *)`` at an address; the second argument is a place that is not looked at."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         word = ir.IntType(64)
         kind = ir.FunctionType(word, [word, word])
-        unused = builder.ptrtoint(cgutils.alloca_once(builder, ir.IntType(64)), word)
+        unused = builder.ptrtoint(_codegen.alloca_once(builder, ir.IntType(64)), word)
         return builder.call(builder.inttoptr(args[0], kind.as_pointer()), [args[1], unused])
 
     return types.int64(types.int64, types.int64), generate

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from streamgauge.transforms.sources.base import SourceError
 from streamgauge.transforms.sources.kafka_client import HEAD_BYTES, Failure, Fetched, LayoutError, require
 
@@ -131,9 +130,8 @@ class NativeClient:
         self._lib.rd_kafka_poll_set_consumer(self._handle)
         self._queue = self._lib.rd_kafka_queue_get_consumer(self._handle)
         self._pointers = np.empty(0, np.uint64)
-        self._functions = tuple(
-            ctypes.cast(getattr(self._lib, name), c_void_p).value or 0 for name in ("rd_kafka_message_timestamp", "rd_kafka_message_destroy")
-        )
+        used = (self._lib.rd_kafka_message_timestamp, self._lib.rd_kafka_message_destroy)
+        self._functions = tuple(ctypes.cast(function, c_void_p).value or 0 for function in used)
         self.assign(position)
 
     def _new(self, settings: Mapping[str, Any]) -> int:
@@ -179,7 +177,8 @@ class NativeClient:
 
     def watermarks(self, topic: str, partition: int, timeout: float) -> tuple[int, int]:
         low, high = c_int64(), c_int64()
-        code = self._lib.rd_kafka_query_watermark_offsets(self._handle, topic.encode(), partition, byref(low), byref(high), _milliseconds(timeout))
+        where = (self._handle, topic.encode(), partition)
+        code = self._lib.rd_kafka_query_watermark_offsets(*where, byref(low), byref(high), _milliseconds(timeout))
         if code:
             raise require().KafkaException(require().KafkaError(code))
         return low.value, high.value
@@ -211,8 +210,8 @@ class NativeClient:
             elif message.err == PARTITION_EOF:
                 end = message.offset if i > last else None
             else:
-                words = ctypes.string_at(message.payload, message.len).decode(errors="replace") if message.payload else self._words(message.err)
-                failures.append(Failure(message.err, words, message.offset))
+                text = ctypes.string_at(message.payload, message.len).decode(errors="replace") if message.payload else ""
+                failures.append(Failure(message.err, text or self._words(message.err), message.offset))
         largest = int(_Message.from_address(int(pointers[last])).offset) if last >= 0 else -1
         data, offsets, valid, positions, timestamps, lines = self._kernels.copy(pointers, kinds, *self._functions)
         if not lines:

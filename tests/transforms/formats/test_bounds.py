@@ -21,9 +21,9 @@ values = [*NUMBERS, *('"%s"' % t for t in TIMES), *('"%s"' % t for t in TEXTS), 
 for format_, typical in ((test_json.ALL, test_json.TYPICAL), (test_csv.ALL, test_csv.TYPICAL)):
     whole = [v.encode("utf-8", "surrogatepass") for v in values] + typical
     whole += [b'{"%s":%s}' % (name.encode(), v) for name in test_json.SCHEMA for v in whole]
-    cut = [p[:n] for p in chance.sample(whole, 300) + typical * 5 for n in range(len(p))]
+    cut = [p[:n] for p in chance.sample(whole, 60) + typical for n in range(len(p))]
     changed = []
-    for _ in range(5_000):
+    for _ in range(2_000):
         p = bytearray(chance.choice(whole) or b" ")
         p[chance.randrange(len(p))] = chance.choice(b'"\\\\{}[]:,.-+eE0u\\n\\x00\\x80\\xc3\\xed\\xf4\\xff ')
         changed.append(bytes(p))
@@ -37,5 +37,7 @@ for format_, typical in ((test_json.ALL, test_json.TYPICAL), (test_csv.ALL, test
 
 def test_no_kernel_leaves_its_memory(tmp_path: Path) -> None:
     environment = {**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
-    run = subprocess.run([sys.executable, "-c", CODE], cwd=Path(__file__).parents[3], env=environment, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", CODE], cwd=Path(__file__).parents[3], env=environment, capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr[-2000:]

@@ -5,7 +5,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from pydantic import TypeAdapter, ValidationError
-
 from streamgauge.transforms.config import Config, problems
 from streamgauge.transforms.formats.csv import Csv
 from streamgauge.transforms.formats.fields import FieldSchema, arrow_schema, fields_of
@@ -32,7 +31,15 @@ def test_every_type_becomes_its_arrow_type() -> None:
 
 @pytest.mark.parametrize(
     ("written", "meant"),
-    [("int", "int64"), ("integer", "int64"), ("str", "string"), ("boolean", "bool"), ("doubl", "double"), ("timestamp[m]", "timestamp[ms]"), ("datetime", "timestamp")],
+    [
+        ("int", "int64"),
+        ("integer", "int64"),
+        ("str", "string"),
+        ("boolean", "bool"),
+        ("doubl", "double"),
+        ("timestamp[m]", "timestamp[ms]"),
+        ("datetime", "timestamp"),
+    ],
 )
 def test_an_unknown_type_is_named_with_what_was_meant(written: str, meant: str) -> None:
     [(path, message)] = messages(Json.Options, schema={"delay": written})

@@ -9,8 +9,8 @@ import orjson
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-
 from streamgauge.transforms.formats.json import MAX_DEPTH, Json
+
 from tests.transforms.formats.hostile import NUMBERS, TEXTS, TIMES, batch, check_against_definition, comparable, mutated
 
 SCHEMA = {
@@ -112,7 +112,11 @@ def test_deep_nesting_is_a_reject_and_never_the_end_of_the_process(field: str, o
     depths = [1, 59, 60, 61, MAX_DEPTH - 1, MAX_DEPTH, 5_000, 100_000]
     payloads = [b'{"%s":' % field.encode() + opening * depth + b"1" + closing * depth + b"}" for depth in depths]
     check_against_definition(ALL, batch(payloads), payloads)
-    malformed = [i for i, type_ in zip(*(lambda r: (r.indices, r.error_types))(ALL.parse(batch(payloads)).rejects), strict=True) if type_ == "malformed"]
+    malformed = [
+        i
+        for i, type_ in zip(*(lambda r: (r.indices, r.error_types))(ALL.parse(batch(payloads)).rejects), strict=True)
+        if type_ == "malformed"
+    ]
     assert malformed == [5, 6, 7]
 
 
@@ -165,7 +169,12 @@ def test_many_fields_with_names_that_begin_alike() -> None:
 
 # ---- the kernel against the definition, on hostile payloads
 
-number = st.one_of(st.sampled_from(NUMBERS), st.integers().map(str), st.floats().map(repr), st.from_regex(r"-?[0-9]{1,22}(\.[0-9]{1,22})?([eE][+-]?[0-9]{1,3})?", fullmatch=True))
+number = st.one_of(
+    st.sampled_from(NUMBERS),
+    st.integers().map(str),
+    st.floats().map(repr),
+    st.from_regex(r"-?[0-9]{1,22}(\.[0-9]{1,22})?([eE][+-]?[0-9]{1,3})?", fullmatch=True),
+)
 string = st.one_of(st.sampled_from(TIMES), st.sampled_from(TEXTS), st.text(max_size=8), st.datetimes().map(str), st.sampled_from(NUMBERS))
 
 
@@ -181,11 +190,16 @@ value = st.recursive(
     scalar,
     lambda inner: st.one_of(
         st.lists(inner, max_size=3).map(lambda items: "[" + ",".join(items) + "]"),
-        st.lists(st.tuples(st.sampled_from(["id", "name", "at", "x", "é"]), inner), max_size=3).map(lambda items: "{" + ",".join(f'"{k}":{v}' for k, v in items) + "}"),
+        st.lists(st.tuples(st.sampled_from(["id", "name", "at", "x", "é"]), inner), max_size=3).map(
+            lambda items: "{" + ",".join(f'"{k}":{v}' for k, v in items) + "}"
+        ),
     ),
     max_leaves=5,
 )
-key = st.one_of(st.sampled_from([*{name.split(".")[0] for name in SCHEMA}]), st.sampled_from(["other", "tex", "texts", "", "user.id", "\\u0074ext", "é"]))
+key = st.one_of(
+    st.sampled_from([*{name.split(".")[0] for name in SCHEMA}]),
+    st.sampled_from(["other", "tex", "texts", "", "user.id", "\\u0074ext", "é"]),
+)
 
 
 @st.composite
@@ -229,7 +243,8 @@ def test_what_is_malformed_is_what_another_parser_refuses(found: bytes) -> None:
 
 
 written_double = st.one_of(
-    st.floats(allow_nan=False, allow_infinity=False).map(repr), st.from_regex(r"-?(0|[1-9][0-9]{0,29})(\.[0-9]{1,30})?(e-?[0-9]{1,3})?", fullmatch=True)
+    st.floats(allow_nan=False, allow_infinity=False).map(repr),
+    st.from_regex(r"-?(0|[1-9][0-9]{0,29})(\.[0-9]{1,30})?(e-?[0-9]{1,3})?", fullmatch=True),
 ).filter(lambda text: abs(float(text)) <= sys.float_info.max)
 
 

@@ -9,7 +9,6 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from streamgauge.transforms.formats.fields import Field
 from streamgauge.transforms.formats.values import BadValueError, Number, Value, from_json, from_text
 
@@ -77,7 +76,18 @@ def test_csv_is_more_lenient_than_json(type_: str, text: str, value: Value) -> N
 
 @pytest.mark.parametrize(
     ("type_", "text"),
-    [("double", "nan"), ("double", "inf"), ("double", "1_000"), ("double", "1 000"), ("int64", "0x10"), ("int64", "１"), ("bool", "yes"), ("date", "1"), ("timestamp", "1"), ("int64", "")],
+    [
+        ("double", "nan"),
+        ("double", "inf"),
+        ("double", "1_000"),
+        ("double", "1 000"),
+        ("int64", "0x10"),
+        ("int64", "１"),
+        ("bool", "yes"),
+        ("date", "1"),
+        ("timestamp", "1"),
+        ("int64", ""),
+    ],
 )
 def test_csv_rejects(type_: str, text: str) -> None:
     with pytest.raises(BadValueError):

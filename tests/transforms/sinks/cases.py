@@ -12,7 +12,11 @@ from streamgauge.transforms.rows import RowSpec
 
 UTC = pa.timestamp("us", tz="UTC")
 ROWS = RowSpec(
-    kind="results", key=("metric", "window_start", "origin", "gate", "open", "day", "since"), time="window_start", revision="revision", final="final"
+    kind="results",
+    key=("metric", "window_start", "origin", "gate", "open", "day", "since"),
+    time="window_start",
+    revision="revision",
+    final="final",
 )
 SCHEMA = ROWS.attach(
     pa.schema([
@@ -39,7 +43,10 @@ SCHEMA = ROWS.attach(
 START = 1_357_016_400_000_000
 HOUR = 3_600_000_000
 INT_EDGES = (0, 1, -1, 2**63 - 1, -(2**63) + 1, 2**53 + 1)
-TEXT_EDGES = ("", "null", "NaN", "0", "x''", "a,b=c d", "it's", '"', "\\", "\n", "\r\n", "\t", "a\0b", "\0", "\x01\x7f", "\u2028", "é", "e\u0301", "😀", " ", "n", "v")
+TEXT_EDGES = (
+    "", " ", "n", "v", "null", "NaN", "0", "x''", "a,b=c d", "it's", '"', "\\", "\n", "\r\n", "\t", "a\0b", "\0", "\x01\x7f", "\u2028",
+    "é", "e\u0301", "😀",
+)
 
 
 def integers() -> st.SearchStrategy[int]:
@@ -55,17 +62,21 @@ def maybe(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 def keys() -> st.SearchStrategy[tuple[Any, ...]]:
-    start = st.integers(0, 60).map(lambda hours: START + hours * HOUR) | st.just(0)
-    return st.tuples(st.sampled_from(["delay", "é b"]), start, maybe(texts()), maybe(integers()), maybe(st.booleans()),
-                     maybe(st.integers(-1_000_000, 1_000_000)), maybe(integers()))
+    """Many differ in one value only: in null against the values that a store might take for it."""
+    start = st.sampled_from([START, START + HOUR, START + 30 * HOUR, START + 900 * HOUR, 0])
+    near_null = st.tuples(st.just("delay"), st.just(START), st.sampled_from([None, "", "\0", "0"]), st.sampled_from([None, 0, -(2**63) + 1]),
+                          st.sampled_from([None, False]), st.sampled_from([None, 0]), st.sampled_from([None, 0]))
+    anything = st.tuples(st.sampled_from(["delay", "é b"]), start, maybe(texts()), maybe(integers()), maybe(st.booleans()),
+                         maybe(st.integers(-1_000_000, 1_000_000)), maybe(integers()))
+    return near_null | anything
 
 
 def rows_of(key: tuple[Any, ...]) -> st.SearchStrategy[dict[str, Any]]:
     top = st.lists(st.fixed_dictionaries({"value": maybe(texts()), "count": integers()}), max_size=2)
     values = st.fixed_dictionaries({
-        "window_end": st.just(key[1] + HOUR), "count": maybe(integers()), "mean": maybe(st.floats()), "label": maybe(texts()), "any": maybe(st.booleans()),
-        "last_seen": maybe(integers()), "top": maybe(top), "big": maybe(st.integers(0, 2**64 - 1)), "events": st.integers(0, 2**62),
-        "revision": st.integers(0, 4), "final": st.booleans(),
+        "window_end": st.just(key[1] + HOUR), "count": maybe(integers()), "mean": maybe(st.floats()), "label": maybe(texts()),
+        "any": maybe(st.booleans()), "last_seen": maybe(integers()), "top": maybe(top), "big": maybe(st.integers(0, 2**64 - 1)),
+        "events": st.integers(0, 2**62), "revision": st.integers(0, 4), "final": st.booleans(),
     })
     return values.map(lambda v: dict(zip(ROWS.key, key, strict=True)) | v)
 
@@ -73,9 +84,9 @@ def rows_of(key: tuple[Any, ...]) -> st.SearchStrategy[dict[str, Any]]:
 @st.composite
 def histories(draw: st.DrawFn) -> list[list[dict[str, Any]]]:
     """Batches in the order of their writing: keys come again with rising and falling revisions, batches are replayed."""
-    pool = draw(st.lists(keys(), min_size=1, max_size=5, unique=True))
+    pool = draw(st.lists(keys(), min_size=1, max_size=8, unique=True))
     batches = [
-        [draw(rows_of(key)) for key in draw(st.lists(st.sampled_from(pool), min_size=1, max_size=4, unique=True))]
+        [draw(rows_of(key)) for key in draw(st.lists(st.sampled_from(pool), min_size=1, max_size=8, unique=True))]
         for _ in range(draw(st.integers(1, 5)))
     ]
     replayed = draw(st.lists(st.sampled_from(batches), max_size=3))
@@ -97,10 +108,13 @@ def to_table(rows: Iterable[dict[str, Any]], schema: pa.Schema = SCHEMA) -> pa.T
 
 def plain(table: pa.Table) -> list[dict[str, Any]]:
     """The inverse of ``to_table``."""
-    columns = {
-        name: (column.cast(pa.int32()) if pa.types.is_date(column.type) else column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column).to_pylist()
-        for name, column in zip(table.column_names, table.columns, strict=True)
-    }
+
+    def values(column: pa.ChunkedArray) -> list[Any]:
+        if pa.types.is_date(column.type):
+            return column.cast(pa.int32()).to_pylist()
+        return (column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column).to_pylist()
+
+    columns = {name: values(column) for name, column in zip(table.column_names, table.columns, strict=True)}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
@@ -111,12 +125,15 @@ def stored(history: Iterable[Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
         for row in batch:
             key = tuple(row[name] for name in ROWS.key)
             old = held.get(key)
-            if old is None or row["revision"] > old["revision"] or (row["revision"] == old["revision"] and (row["final"] or not old["final"])):
+            newer = old is None or row["revision"] > old["revision"]
+            if newer or (row["revision"] == old["revision"] and (row["final"] or not old["final"])):
                 held[key] = row
     return list(held.values())
 
 
-def same(found: list[dict[str, Any]], expected: list[dict[str, Any]], as_null: Callable[[float], bool] = lambda value: False) -> None:
+def same(
+    found: list[dict[str, Any]], expected: list[dict[str, Any]], as_null: Callable[[float], bool] = lambda value: False
+) -> None:
     """Asserts equal rows in any order; floats for which ``as_null`` holds are expected as null."""
 
     def comparable(row: dict[str, Any], expect: bool) -> str:
@@ -126,11 +143,14 @@ def same(found: list[dict[str, Any]], expected: list[dict[str, Any]], as_null: C
     assert sorted(comparable(row, False) for row in found) == sorted(comparable(row, True) for row in expected)
 
 
-def result(hour: int = 0, origin: str | None = "JFK", revision: int = 1, final: bool = False, count: int = 1, **other: Any) -> dict[str, Any]:
+def result(
+    hour: int = 0, origin: str | None = "JFK", revision: int = 1, final: bool = False, count: int = 1, **other: Any
+) -> dict[str, Any]:
     """A row like those of a real job."""
     start = START + hour * HOUR
     return {
-        "metric": "delay", "window_start": start, "window_end": start + HOUR, "origin": origin, "gate": None, "open": None, "day": None, "since": None,
-        "count": count, "mean": 0.5, "label": None, "any": None, "last_seen": None, "top": None, "big": None, "events": count,
+        "metric": "delay", "window_start": start, "window_end": start + HOUR, "origin": origin,
+        "gate": None, "open": None, "day": None, "since": None, "count": count, "mean": 0.5,
+        "label": None, "any": None, "last_seen": None, "top": None, "big": None, "events": count,
         "revision": revision, "final": final, **other,
     }

@@ -79,7 +79,7 @@ def test_dead_letters_lie_by_split_and_position(tmp_path: Path) -> None:
     sink.write(letters("flights-1", [5], "other split"))
     assert len(files(tmp_path)) == 3
     found = sorted((row["split"], row["position"], row["message"]) for row in sink.read().to_pylist())
-    assert found == [("flights-0", 5, "again"), ("flights-0", 99_999, "again"), ("flights-0", 100_000, "again"), ("flights-1", 5, "other split")]
+    assert found == [*(("flights-0", position, "again") for position in (5, 99_999, 100_000)), ("flights-1", 5, "other split")]
 
 
 def test_what_a_killed_writer_left_is_ignored_and_overwritten(tmp_path: Path) -> None:
@@ -116,14 +116,15 @@ def test_a_held_lock_and_a_broken_file_are_named(tmp_path: Path, monkeypatch: py
         with pytest.raises(SinkError, match="held the lock"):
             sink.write(rows)
     (tmp_path / "2013-01-01.parquet").write_bytes(b"broken")
-    with pytest.raises(SinkError, match="[Pp]arquet"):
+    with pytest.raises(SinkError, match=r"[Pp]arquet"):
         sink.write(rows)
 
 
 def write_all(folder: Path, seed: int) -> None:
     sink = opened(folder)
     for revision in range(12):
-        sink.write(cases.to_table([cases.result(hour=h, revision=(revision * 7 + seed) % 23, count=(revision * 7 + seed) % 23) for h in range(30)]))
+        number = (revision * 7 + seed) % 23
+        sink.write(cases.to_table([cases.result(hour=h, revision=number, count=number) for h in range(30)]))
 
 
 def test_several_processes_write_at_once(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ def test_latest_is_the_rule_applied_row_by_row(history: list) -> None:
     pa.array([{"a": "x", "b": [1]}, None, {"a": None, "b": None}], pa.struct([("a", pa.string()), ("b", pa.list_(pa.int64()))])),
 ], ids=lambda values: str(values.type))
 def test_plain_columns_lose_nothing(values: pa.Array) -> None:
-    plain = to_plain(pa.chunked_array([values.slice(0, 1), values.slice(1)]) if not pa.types.is_dictionary(values.type) else pa.chunked_array([values]))
+    chunks = [values] if pa.types.is_dictionary(values.type) else [values.slice(0, 1), values.slice(1)]
+    plain = to_plain(pa.chunked_array(chunks))
     assert plain.type == plain_type(values.type)
     assert from_plain(plain, values.type).equals(values)
     empty = to_plain(pa.chunked_array([], values.type))

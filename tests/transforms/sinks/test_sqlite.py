@@ -36,6 +36,14 @@ def test_what_is_stored_is_what_the_rule_says(history: list) -> None:
     cases.same(cases.plain(found), cases.stored(history), as_null=math.isnan)
 
 
+def test_null_is_a_key_value_of_its_own(tmp_path: Path) -> None:
+    sink = opened(tmp_path)
+    rows = [cases.result(origin=origin, gate=gate, open=flag) for origin in (None, "", "0") for gate in (None, 0) for flag in (None, False)]
+    for _ in range(2):
+        sink.write(cases.to_table(rows))
+    cases.same(cases.plain(sink.read()), rows)
+
+
 def test_a_person_reads_it_with_sql(tmp_path: Path) -> None:
     sink = opened(tmp_path)
     sink.write(cases.to_table([cases.result(hour=h, count=h, final=True, day=15706) for h in (2, 0, 1)]))
@@ -68,9 +76,9 @@ def test_dead_letters_last_write_wins(tmp_path: Path) -> None:
 def test_another_job_cannot_take_the_table(tmp_path: Path) -> None:
     opened(tmp_path).close()
     opened(tmp_path).close()
-    with pytest.raises(ValueError, match="is another one: it has the columns .*label: string"):
+    with pytest.raises(ValueError, match=r"is another one: it has the columns .*label: string"):
         opened(tmp_path, cases.SCHEMA.remove(cases.SCHEMA.get_field_index("label")))
-    with pytest.raises(ValueError, match="holds results .* these rows are dead_letters"):
+    with pytest.raises(ValueError, match=r"holds results .* these rows are dead_letters"):
         opened(tmp_path, dead_letter.SCHEMA)
     connection = sqlite3.connect(tmp_path / "deep" / "metrics.db")
     connection.execute("CREATE TABLE mine (x)")
@@ -110,7 +118,8 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
 def write_all(folder: Path, seed: int) -> None:
     sink = opened(folder)
     for revision in range(20):
-        sink.write(cases.to_table([cases.result(hour=h, revision=(revision * 7 + seed) % 23, count=(revision * 7 + seed) % 23) for h in range(30)]))
+        number = (revision * 7 + seed) % 23
+        sink.write(cases.to_table([cases.result(hour=h, revision=number, count=number) for h in range(30)]))
     sink.close()
 
 

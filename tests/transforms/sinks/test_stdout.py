@@ -27,7 +27,8 @@ def test_every_row_is_one_line_of_json(capsys: pytest.CaptureFixture[str], histo
     same_as_json = ("metric", "origin", "gate", "open", "count", "label", "any", "top", "events", "revision", "final")
     found = printed(capsys, cases.to_table(rows))
     assert [[line[name] for name in same_as_json] for line in found] == [[row[name] for name in same_as_json] for row in rows]
-    assert [line["mean"] for line in found] == [row["mean"] if row["mean"] is not None and math.isfinite(row["mean"]) else None for row in rows]
+    means = [row["mean"] for row in rows]
+    assert [line["mean"] for line in found] == [mean if mean is not None and math.isfinite(mean) else None for mean in means]
     assert [line["big"] for line in found] == [None if row["big"] is None else str(row["big"]) for row in rows]
     assert all(list(line) == cases.SCHEMA.names for line in found)
 

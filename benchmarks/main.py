@@ -1,0 +1,71 @@
+"""``scripts/bench``: contenders beside each other on one workload, each checked against an independent answer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.measure import ContenderFailed, Figures, run
+from benchmarks.workload import NAME, Workload, preload, same, stored
+from streamgauge.pipelines.services.kafka import KafkaServer
+
+CONTENDERS = {"streamgauge": 1.0, "python-loop": 1.0, "beam-per-element": 0.1}
+"""Contender -> share of the events that it gets: one that is 20 times slower need not run 20 times longer."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="Events per second and per CPU second, beside baselines, in one run.")
+    parser.add_argument("--events", type=int, default=3_000_000, help="Events in the topic (default %(default)s).")
+    parser.add_argument("--runs", type=int, default=1, help="Runs of each contender; all are reported.")
+    parser.add_argument("--only", action="append", choices=list(CONTENDERS), help="Only this contender; may be repeated.")
+    parser.add_argument("--json", type=Path, help="Write the figures as a list of objects to this file.")
+    options = parser.parse_args()
+    figures: list[Figures] = []
+    with tempfile.TemporaryDirectory(prefix="streamgauge-bench-") as folder, KafkaServer(Path(folder) / "kafka") as kafka:
+        print(f"{NAME}: producing {options.events:,} events to Kafka ...", flush=True)
+        workload = preload(kafka.brokers, Path(folder) / "events", options.events)
+        for number in range(options.runs):
+            for contender in options.only or CONTENDERS:
+                print(f"run {number + 1}: {contender} ...", flush=True)
+                figures.append(measure(workload, contender, Path(folder) / f"{contender}-{number}"))
+    show(figures)
+    if options.json is not None:
+        options.json.write_text(json.dumps([row.as_dict() for row in figures], indent=1) + "\n")
+    return 0 if all(row.correct for row in figures) else 1
+
+
+
+def measure(workload: Workload, contender: str, folder: Path) -> Figures:
+    folder.mkdir()
+    events = int(workload.events * CONTENDERS[contender]) // 4 * 4
+    database = folder / "results.db"
+    module = f"benchmarks.contenders.{contender.replace('-', '_')}"
+    said, cpu, peak = run([sys.executable, "-m", module, workload.brokers, str(database), str(events)], folder / "log")
+    correct = same(stored(database), workload.expected(events))
+    return Figures(NAME, contender, events, said["seconds"], events / said["seconds"], cpu, events / cpu, peak, correct)
+
+
+def show(figures: list[Figures]) -> None:
+    table = Table(title=f"{NAME}, Kafka to SQLite on one machine")
+    for title in ("contender", "events", "seconds", "events/s", "CPU s", "events/CPU s", "peak MB", "correct"):
+        table.add_column(title, justify="left" if title == "contender" else "right")
+    for row in figures:
+        table.add_row(
+            row.contender, f"{row.events:,}", f"{row.seconds:.1f}", f"{row.events_per_s:,.0f}", f"{row.cpu_s:.1f}", f"{row.events_per_cpu_s:,.0f}",
+            f"{row.peak_rss_mb:,.0f}", "yes" if row.correct else "NO",
+        )  # fmt: skip
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ContenderFailed as error:
+        print(f"bench: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,147 @@
+"""``streamgauge check``: what a job will do, without starting or connecting anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from streamgauge.pipelines.job import Job, Output, Step, origins
+from streamgauge.transforms.config import Choice, format_duration
+from streamgauge.transforms.rows import RowSpec
+
+LABEL_WIDTH = 12
+
+
+def plan(job: Job) -> dict[str, Any]:
+    """The plan as plain values, for ``--json``. Durations are written as in job files."""
+    return {
+        "job": job.name,
+        "file": job.path,
+        "bounded": job.bounded,
+        "runner": "direct" if job.bounded else "flink",
+        "sources": [_source(job, step) for step in job.of("ReadEvents")],
+        "metrics": [_metric(job, step) for step in job.of("AggregateWindows")],
+        "sinks": [_sink(step) for step in job.of("WriteResults")],
+        "others": [{"step": step.name, "type": step.type, "line": step.line} for step in job.steps if step.options is None],
+    }
+
+
+def _source(job: Job, step: Step) -> dict[str, Any]:
+    options = step.options
+    connector, time = options.source.create(), options.time
+    handling = options.error_handling
+    return {
+        "step": step.name,
+        "line": step.line,
+        "source": connector.name,
+        "bounded": connector.bounded,
+        "options": options.source.options.model_dump(mode="json", by_alias=True, exclude_unset=True),
+        "format": options.format.name,
+        "fields": dict(options.format.options.fields),
+        "time": {"field": time.field, "unit": time.unit, "disorder": format_duration(time.disorder), "idle": format_duration(time.idle)},
+        "rejected": _takers(job, step, handling.output) if handling else [f"parquet:{job.record_folder / 'dead_letters'}"],
+    }
+
+
+def _metric(job: Job, step: Step) -> dict[str, Any]:
+    options, metric = step.options, step.metric
+    types = {name: str(aggregate.type) for name, aggregate in metric.aggregates.items()} if metric else {}
+    return {
+        "step": step.name,
+        "line": step.line,
+        "metric": options.metric,
+        "reads": [output.step.name for output in origins(step)],
+        "window": options.window.create().describe(),
+        "by": list(options.by),
+        "aggregates": {name: {"is": _words(choice), "type": types.get(name)} for name, choice in options.aggregates.items()},
+        "lateness": format_duration(options.lateness),
+        "emit": "final" if options.emit == "final" else {"every": format_duration(options.emit.every)},
+        "late": _takers(job, step, "late") if options.late else None,
+        "results": _takers(job, step, "results"),
+        "key": list(RowSpec.of(metric.result_schema).key) if metric else ["metric", *options.by, "window_start"],
+        "shards": options.shards,
+    }
+
+
+def _sink(step: Step) -> dict[str, Any]:
+    to = step.options.to
+    return {
+        "step": step.name,
+        "line": step.line,
+        "sink": to.create().name,
+        "takes": [f"{output.kind or 'rows'} of {output.step.name}" for output in origins(step)],
+        "guarantee": to.registry.load(to.name).guarantee,
+    }
+
+
+def _takers(job: Job, step: Step, output: str) -> list[str]:
+    """Who an output goes to: names of sinks, or of Beam's transforms."""
+    takers = [other for other in job.steps if Output(step, output) in (origins(other) if other.options is not None else list(other.inputs))]
+    return [taker.options.to.create().name if taker.type == "WriteResults" else taker.name for taker in takers if taker.type != "Flatten"]
+
+
+def _words(choice: Choice) -> str:
+    """``mean of dep_delay``."""
+    of = getattr(choice.options, "of", None)
+    return f"{choice.name} of {of}" if of else choice.name
+
+
+def show(job: Job, console: Console) -> None:
+    """Prints the plan for people."""
+    found = plan(job)
+    why = "its input ends" if found["bounded"] else "its input does not end"
+    runner = "the DirectRunner, in this process" if found["runner"] == "direct" else "an embedded Flink, with checkpoints"
+    _title(console, "job", job.name, job.path)
+    _line(console, "runs on", f"{runner}: {why}")
+    for source in found["sources"]:
+        _show_source(console, job, source)
+    for metric in found["metrics"]:
+        _show_metric(console, job, metric)
+    for sink in found["sinks"]:
+        _title(console, "sink", sink["sink"], f"{job.path}:{sink['line']}")
+        _line(console, "takes", ", ".join(sink["takes"]))
+        _line(console, "guarantee", sink["guarantee"])
+    for other in found["others"]:
+        _title(console, "Beam", other["type"], f"{job.path}:{other['line']}")
+
+
+def _show_source(console: Console, job: Job, source: dict[str, Any]) -> None:
+    time = source["time"]
+    _title(console, "source", source["source"], f"{job.path}:{source['line']}")
+    _line(console, "reads", "to its end" if source["bounded"] else "without end")
+    _line(console, "format", f"{source['format']}: " + ", ".join(f"{name} {kind}" for name, kind in source["fields"].items()))
+    unit = f" ({time['unit']})" if time["unit"] else ""
+    _line(console, "event time", (f"field {time['field']}{unit}" if time["field"] else "the broker's time stamp of the record") + f", up to {time['disorder']} out of order within a split")
+    if not source["bounded"]:
+        _line(console, "idle", f"a split at its end for {time['idle']} no longer holds the watermark back")
+    _line(console, "rejected", f"dead letters go to {_and(source['rejected'])}")
+
+
+def _show_metric(console: Console, job: Job, metric: dict[str, Any]) -> None:
+    _title(console, "metric", metric["metric"], f"{job.path}:{metric['line']}")
+    _line(console, "reads", f"events of {_and(metric['reads'])}")
+    _line(console, "window", metric["window"])
+    _line(console, "by", ", ".join(metric["by"]) or "nothing: one row a window")
+    for index, (name, aggregate) in enumerate(metric["aggregates"].items()):
+        _line(console, "" if index else "aggregates", f"{name} = {aggregate['is']}" + (f" ({aggregate['type']})" if aggregate["type"] else ""))
+    emit = metric["emit"]
+    _line(console, "emits", "the final result, once the watermark has passed the window" + ("" if emit == "final" else f"; current ones every {emit['every']}"))
+    late = metric["late"]
+    after = f"corrected for {metric['lateness']} after the window's end, then late events" if metric["lateness"] != "0s" else "late events"
+    _line(console, "late", f"{after} are {'counted' if late is None else 'counted and go to ' + _and(late)}")
+    _line(console, "row key", ", ".join(metric["key"]))
+    _line(console, "results", f"go to {_and(metric['results'])}")
+
+
+def _and(names: list[str]) -> str:
+    return " and ".join(names) or "nobody"
+
+
+def _title(console: Console, what: str, name: str, place: str) -> None:
+    console.print(Text.assemble((f"{what} ", "dim"), (name, "bold"), (f"  {place}", "dim")), soft_wrap=True)
+
+
+def _line(console: Console, label: str, text: str) -> None:
+    console.print(Text.assemble((f"  {label:<{LABEL_WIDTH}}", "cyan"), text), soft_wrap=True)

@@ -1,0 +1,141 @@
+"""The read loop: every payload becomes one event or one dead letter, wherever bundles end; it can be asked to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pytest
+from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.pvalue import TaggedOutput
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.sdf_utils import RestrictionTrackerView, ThreadsafeRestrictionTracker
+from apache_beam.transforms.window import TimestampedValue
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamgauge.transforms import ReadEvents
+from streamgauge.transforms.batch import EVENT_TIME, POSITION, SPLIT
+from streamgauge.transforms.read import _Read
+from streamgauge.transforms.record import JobRecord
+from streamgauge.transforms.restriction import UNBOUNDED, Positions, PositionsTracker
+from streamgauge.transforms.sources.base import Split
+from streamgauge.transforms.splits import split_element
+from tests.collect import Collected
+from tests.memory import event, memory
+
+OPTIONS: dict[str, Any] = {
+    "format": {"json": {"schema": {"t": "int64", "v": "int64"}}},
+    "time": {"field": "t", "unit": "ms", "disorder": "1s"},
+    "error_handling": {"output": "rejected"},
+}
+
+
+def read_all(payloads: dict[str, list[bytes | None]], record: Path | None = None, **options: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    events, rejected = Collected(), Collected()
+    flags = [] if record is None else [f"--record_folder={record}"]
+    with beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions(flags)) as pipeline:
+        read = pipeline | ReadEvents(**{"from": memory(payloads, **options)}, **OPTIONS)
+        _ = read["events"] | events
+        _ = read["rejected"] | rejected
+    return events.rows, rejected.rows
+
+
+@settings(deadline=None, max_examples=8)
+@given(st.dictionaries(st.sampled_from("abc"), st.lists(st.integers(0, 10**6) | st.just(None), max_size=15), min_size=1, max_size=3), st.integers(1, 5))
+def test_every_payload_is_one_event_or_one_dead_letter(values: dict[str, list[int | None]], step: int) -> None:
+    """None stands for a payload that is no event."""
+    payloads = {name: [b"{oops" if value is None else event(t=value, v=position) for position, value in enumerate(some)] for name, some in values.items()}
+    events, rejected = read_all(payloads, step=step)
+    good = {(name, position): value for name, some in values.items() for position, value in enumerate(some) if value is not None}
+    assert sorted((row[SPLIT], row[POSITION]) for row in events) == sorted(good)
+    for row in events:
+        assert row["v"] == row[POSITION]
+        assert round(row[EVENT_TIME].timestamp() * 1000) == row["t"] == good[row[SPLIT], row[POSITION]]
+    bad = sorted((name, position) for name, some in values.items() for position, value in enumerate(some) if value is None)
+    assert sorted((row["split"], row["position"]) for row in rejected) == bad
+    assert all(row["payload"] == b"{oops" and row["stage"] == "read" and row["source"] == "memory" and row["message"] for row in rejected)
+
+
+def test_the_record_says_what_was_read(tmp_path: Path) -> None:
+    read_all({"a": [event(t=1000, v=1), b"x", event(t=5000, v=2)], "empty": []}, tmp_path)
+    found = {values["split"]: values for values in JobRecord(tmp_path).all("splits")}
+    assert {name: (v["position"], v["events"], v["rejected"], v["done"]) for name, v in found.items()} == {"a": (3, 2, 1, True), "empty": (0, 0, 0, True)}
+
+
+class Call:
+    """One call of the DoFn, as a runner makes it."""
+
+    def __init__(self, dofn: _Read, element: bytes, positions: Positions, watermark: Any = None) -> None:
+        tracker = ThreadsafeRestrictionTracker(PositionsTracker(positions))
+        estimator = ManualWatermarkEstimator(watermark)
+        self.outputs = list(dofn.process(element, RestrictionTrackerView(tracker), estimator))
+        tracker.check_done()
+        deferred = tracker.deferred_status()
+        self.residual: Positions | None = None if deferred is None else deferred[0]
+        self.watermark = estimator.current_watermark()
+
+    @property
+    def positions(self) -> list[int]:
+        batches = [output.value for output in self.outputs if isinstance(output, TimestampedValue)]
+        return [position for batch in batches for position in batch.column(POSITION).to_pylist()]
+
+
+def dofn(payloads: list[bytes | None], folder: Path, **options: Any) -> _Read:
+    made = _Read(ReadEvents(**{"from": memory({"s": payloads}, **options)}, **OPTIONS), str(folder))
+    made.setup()
+    return made
+
+
+def test_a_replay_from_any_restriction_reads_the_same_rest(tmp_path: Path) -> None:
+    payloads = [event(t=1000 * i, v=i) for i in range(20)]
+    element = split_element(0, Split("s", 0))
+    made = dofn(payloads, tmp_path, endless=True, step=4)
+    first = Call(made, element, Positions(0, UNBOUNDED))
+    assert first.residual == Positions(first.positions[-1] + 1, UNBOUNDED)
+    again = Call(made, element, Positions(7, UNBOUNDED))
+    assert again.positions == list(range(7, 20))
+    assert again.watermark.micros == (19_000 - 1_000 - 1) * 1000
+
+
+def test_an_endless_split_defers_at_its_end_and_drains_when_asked(tmp_path: Path) -> None:
+    element = split_element(0, Split("s", 0))
+    made = dofn([event(t=1, v=1)], tmp_path, endless=True)
+    waiting = Call(made, element, Positions(1, UNBOUNDED))
+    assert (waiting.positions, waiting.residual) == ([], Positions(1, UNBOUNDED))
+    JobRecord(tmp_path).ask_to_drain()
+    ended = Call(made, element, Positions(0, UNBOUNDED))
+    assert (ended.positions, ended.residual) == ([0], None)
+
+
+def test_dead_letters_have_a_sink_even_when_nobody_asks(tmp_path: Path) -> None:
+    options = {key: value for key, value in OPTIONS.items() if key != "error_handling"}
+    with beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([f"--record_folder={tmp_path}"])) as pipeline:
+        _ = pipeline | ReadEvents(**{"from": memory({"a": [b"nonsense", event(t=1, v=1)]})}, **options)
+    import duckdb
+
+    (row,) = duckdb.sql(f"SELECT split, position, payload, error_type FROM read_parquet('{tmp_path}/dead_letters/**/*.parquet')").fetchall()
+    assert row == ("a", 0, b"nonsense", "malformed")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"format": {"json": {"schema": {"t": "int46"}}}}, "int46"),
+        ({"time": {"field": "tt"}}, "did you mean 't'"),
+        ({"from": {"kafak": {}}}, "did you mean 'kafka'"),
+        ({"frm": 1}, "Extra inputs are not permitted"),
+    ],
+)
+def test_a_mistake_is_told_at_once(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ReadEvents(**{"from": memory({"a": []}), **OPTIONS, **changed})
+
+
+def test_tagged_outputs_are_dead_letters(tmp_path: Path) -> None:
+    call = Call(dofn([b"x", None], tmp_path), split_element(0, Split("s", 0, 2)), Positions(0, 2))
+    (letters,) = [output for output in call.outputs if isinstance(output, TaggedOutput)]
+    assert letters.value.value.column("error_type").to_pylist() == ["malformed", "tombstone"]
+    assert letters.value.value.column("payload").to_pylist() == [b"x", None]
