@@ -60,7 +60,9 @@ def show(figures: list[Figures]) -> None:
             row.contender, f"{row.events:,}", f"{row.seconds:.1f}", f"{row.events_per_s:,.0f}", f"{row.cpu_s:.1f}", f"{row.events_per_cpu_s:,.0f}",
             f"{row.peak_rss_mb:,.0f}", "yes" if row.correct else "NO",
         )  # fmt: skip
-    Console().print(table)
+    console = Console()
+    # A table that is cut helps nobody: what is no terminal has no width.
+    (console if console.is_terminal else Console(width=120)).print(table)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ NAME = "metrics-1s"
 TOPIC = "metrics"
 PARTITIONS = 4
 TABLE = "metrics"
-SCHEMA = {"ts": "int64", "user": "string", "metric": "string", "value": "double", "host": "string", "region": "string"}
 _BATCH = 50_000
 
 
@@ -51,7 +50,8 @@ def preload(brokers: str, folder: Path, events: int) -> Workload:
     from confluent_kafka.admin import AdminClient, NewTopic
 
     folder.mkdir(parents=True, exist_ok=True)
-    AdminClient({"bootstrap.servers": brokers}).create_topics([NewTopic(TOPIC, PARTITIONS, 1)])[TOPIC].result()
+    admin = AdminClient({"bootstrap.servers": brokers})
+    admin.create_topics([NewTopic(TOPIC, PARTITIONS, 1)])[TOPIC].result()
     producer = Producer({"bootstrap.servers": brokers, "linger.ms": 50, "batch.size": 1_000_000, "queue.buffering.max.messages": 1_000_000})
     source = Generator(Generator.Options(events=events, splits=PARTITIONS))
     for partition, split in enumerate(source.splits()):

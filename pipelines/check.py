@@ -54,7 +54,7 @@ def _metric(job: Job, step: Step) -> dict[str, Any]:
         "metric": options.metric,
         "reads": [output.step.name for output in origins(step)],
         "window": options.window.create().describe(),
-        "by": list(options.by),
+        "by": dict(options.by),
         "aggregates": {name: {"is": _words(choice), "type": types.get(name)} for name, choice in options.aggregates.items()},
         "lateness": format_duration(options.lateness),
         "emit": "final" if options.emit == "final" else {"every": format_duration(options.emit.every)},
@@ -123,7 +123,7 @@ def _show_metric(console: Console, job: Job, metric: dict[str, Any]) -> None:
     _title(console, "metric", metric["metric"], f"{job.path}:{metric['line']}")
     _line(console, "reads", f"events of {_and(metric['reads'])}")
     _line(console, "window", metric["window"])
-    _line(console, "by", ", ".join(metric["by"]) or "nothing: one row a window")
+    _line(console, "by", ", ".join(name if name == field else f"{name} = {field}" for name, field in metric["by"].items()) or "nothing: one row a window")
     for index, (name, aggregate) in enumerate(metric["aggregates"].items()):
         _line(console, "" if index else "aggregates", f"{name} = {aggregate['is']}" + (f" ({aggregate['type']})" if aggregate["type"] else ""))
     emit = metric["emit"]

@@ -12,7 +12,7 @@ from typing import Any
 from apache_beam.yaml.yaml_transform import pipeline_schema
 from pydantic import BaseModel
 
-from streamgauge.pipelines.job_plan import VOCABULARY
+from streamgauge.pipelines.job_steps import VOCABULARY
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
 _METADATA = ("__line__", "__uuid__")

@@ -1,4 +1,4 @@
-"""A job: what a job file says, validated; see job_yaml.py for the text and job_plan.py for what flows."""
+"""A job: what a job file says, validated; see job_yaml.py for the text, job_steps.py for who reads whom, job_flow.py for what flows."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from typing import Any
 
 import yaml
 
+from streamgauge.pipelines.job_beam import refused
 from streamgauge.pipelines.job_errors import JobError, Problem
-from streamgauge.pipelines.job_plan import VOCABULARY, Output, Plan, Step, event_schema, origins, quiet
+from streamgauge.pipelines.job_flow import Flow
+from streamgauge.pipelines.job_steps import VOCABULARY, Output, Step, Steps, origins
 from streamgauge.pipelines.job_yaml import Document, beam_spec, read
 from streamgauge.transforms.config import did_you_mean
 from streamgauge.transforms.read import ReadOptions
 
-__all__ = ["Job", "JobError", "Output", "Step", "event_schema", "home", "job_folder", "load_job", "origins"]
+__all__ = ["Job", "JobError", "Output", "Step", "home", "job_folder", "load_job", "origins"]
 
 _TOP_KEYS = ("pipeline", "options", "providers", "tests")
 PROVIDERS = [{"type": "python", "config": {}, "transforms": {name: f"streamgauge.transforms.{name}" for name in VOCABULARY}}]
@@ -93,7 +95,7 @@ class Job:
         text = self.document.text
         if "providers" in self.document.value or text.lstrip().startswith("{"):
             return _with_providers(self.document.value)
-        return text.rstrip("\n") + "\n" + yaml.safe_dump({"providers": PROVIDERS}, sort_keys=False)
+        return text.rstrip("\n") + "\n" + _dumped({"providers": PROVIDERS})
 
     @property
     def fingerprint(self) -> str:
@@ -112,11 +114,13 @@ def load_job(path: str | Path, variables: Mapping[str, str] | None = None) -> Jo
     """
     document = read(path, variables or {})
     _check_top(document)
-    plan = Plan(document)
-    if plan.problems:
-        raise JobError(plan.problems)
-    job = Job(Path(path).stem, str(path), document, tuple(plan.steps))
-    _check_by_beam(job)
+    read_steps = Steps(document)
+    problems = read_steps.problems or Flow(document, read_steps.steps, read_steps.read).problems
+    if problems:
+        raise JobError(problems)
+    job = Job(Path(path).stem, str(path), document, tuple(read_steps.steps))
+    if (message := refused(job.spec)) is not None:
+        raise JobError(f"{job.path}: {message}")
     return job
 
 
@@ -137,23 +141,11 @@ def _check_top(document: Document) -> None:
         raise JobError(found)
 
 
-def _check_by_beam(job: Job) -> None:
-    """What Beam itself finds wrong before it would build the pipeline: the shape of its own transforms, unread error outputs."""
-    from apache_beam.yaml import yaml_provider, yaml_transform
-
-    with quiet():
-        spec = job.spec
-        try:
-            yaml_transform.validate_against_schema(spec, "generic")
-            known = {*yaml_provider.standard_providers(), *(name for provider in spec["providers"] for name in provider.get("transforms") or {})}
-            complete = not any("include" in provider for provider in spec["providers"])
-            yaml_transform.preprocess(yaml_transform.pipeline_as_composite(spec["pipeline"]), known_transforms=known if complete else None)
-        except Exception as error:  # jsonschema's and Beam's own, of several kinds
-            message = str(getattr(error, "message", error)).splitlines()[0]
-            raise JobError(f"{job.path}: {message}") from None
-
-
 def _with_providers(value: dict[str, Any]) -> str:
     ours = {name for provider in PROVIDERS for name in provider["transforms"]}
     others = [provider for provider in value.get("providers") or [] if not ours & set(provider.get("transforms") or {})]
-    return yaml.safe_dump({**value, "providers": [*PROVIDERS, *others]}, sort_keys=False)
+    return _dumped({**value, "providers": [*PROVIDERS, *others]})
+
+
+def _dumped(value: dict[str, Any]) -> str:
+    return str(yaml.safe_dump(value, sort_keys=False))

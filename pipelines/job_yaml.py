@@ -128,7 +128,7 @@ def _note_lines(node: yaml.Node, path: Path, lines: dict[Path, int], twice: list
             if name in seen and name != "<<":
                 twice.append(((*path, name), line, seen[name]))
             seen[name] = line
-            lines[*path, name] = line
+            lines[(*path, name)] = line
             _note_lines(value, (*path, name), lines, twice, inside)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):

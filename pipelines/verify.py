@@ -16,7 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streamgauge.pipelines.job import Job, JobError, Output, Step, origins
-from streamgauge.pipelines.verify_compare import Comparison, compare_late, compare_letters, compare_results, make_expected, unknown_aggregates, written_time
+from streamgauge.pipelines.verify_compare import (
+    Comparison,
+    compare_late,
+    compare_letters,
+    compare_results,
+    make_expected,
+    unknown_aggregates,
+    written_time,
+)
 from streamgauge.pipelines.verify_input import SplitRange, plain, records
 from streamgauge.pipelines.verify_sql import load_raw, make_events
 from streamgauge.transforms.config import Choice

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pyarrow as pa
@@ -85,7 +86,7 @@ def make_expected(connection: Any, options: AggregateOptions, fields: dict[str, 
     places = {name: (index, kind) for index, (name, kind) in enumerate(fields.items())}
     size, offset = options.window.options.size, options.window.options.offset
     start = f"time - (((time - {offset}) % {size}) + {size}) % {size}"
-    keys = [f"f{places[name][0]} AS k{number}" for number, name in enumerate(options.by)]
+    keys = [f"f{places[name][0]} AS k{number}" for number, name in enumerate(options.by.values())]
     values = []
     for number, choice in enumerate(options.aggregates.values()):
         value, sizes = _aggregate(choice, places) if choice.name in ("count", "sum", "min", "max", "mean") else ("NULL", "NULL")
@@ -97,7 +98,7 @@ def make_expected(connection: Any, options: AggregateOptions, fields: dict[str, 
         SELECT {", ".join([f"{start} AS window_start", *keys, "count(*) AS events", *values])}
         FROM ({union}) AS event ANTI JOIN late ON event.split = late.split AND event.position = late.position
         WHERE reason IS NULL {closed} GROUP BY {", ".join(str(number + 1) for number in range(1 + len(keys)))}
-    """)  # noqa: S608
+    """)
 
 
 def compare_results(connection: Any, options: AggregateOptions, stored: pa.Table, horizon: int | None, outcome: Comparison) -> None:
@@ -202,9 +203,7 @@ def written_time(micros: int) -> str:
     >>> written_time(1_356_998_400_000_000), written_time(1_500_000)
     ('2013-01-01T00:00:00Z', '1970-01-01T00:00:01.500000Z')
     """
-    from datetime import UTC, datetime, timedelta
-
-    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
+    moment = datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(microseconds=micros)
     return moment.isoformat().replace("+00:00", "Z")
 
 

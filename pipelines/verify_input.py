@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from streamgauge.transforms.sources.base import SourceError, Split
@@ -75,11 +75,11 @@ def _file(source: Any, what: SplitRange) -> Iterator[Raw]:
 def _lines(path: str) -> Iterator[tuple[bytes, str | None]]:
     """Lines with their ends, and for the last one what is wrong with the file, if it is damaged there."""
     try:
-        file = open(path, "rb")
+        file = Path(path).open("rb")  # noqa: SIM115 - closed below
     except OSError as error:
         raise SourceError(f"cannot read {path} again: {error.strerror}; start verify in the folder in which the job was run") from None
     with file:
-        suffix = os.path.splitext(path)[1]
+        suffix = Path(path).suffix
         if suffix not in (".gz", ".zst"):
             for line in file:
                 yield line, None
@@ -162,7 +162,7 @@ def _kafka(source: Any, what: SplitRange) -> Iterator[Raw]:
                     yield _kafka_record(message, options.max_bytes)
                 elif error.code() == KafkaError._PARTITION_EOF:
                     return
-                elif error.code() == KafkaError._AUTO_OFFSET_RESET or not error.retriable() and error.fatal():
+                elif error.code() == KafkaError._AUTO_OFFSET_RESET or error.fatal():
                     raise SourceError(f"{what.split} cannot be read again from offset {what.start}: {error.str()}")
             if consumer.position([TopicPartition(topic, int(partition))])[0].offset >= what.position:
                 return

@@ -113,7 +113,7 @@ def make_events(connection: Any, raw: str, events: str, read: Any, time: TimeOpt
             {wrong}
             WHEN time IS NULL OR time NOT BETWEEN {MIN_TIME} AND {MAX_TIME} THEN 'no_event_time'
         END AS reason FROM timed
-    """)  # noqa: S608
+    """)
 
 
 def _json_texts(connection: Any, raw: str, names: list[str]) -> None:
@@ -134,7 +134,7 @@ def _json_texts(connection: Any, raw: str, names: list[str]) -> None:
     pointers = ["/" + "/".join(path) for path in steps]
     parents = sorted({"/" + "/".join(path[:depth]) for path in steps for depth in range(1, len(path))})
     columns = []
-    for index, (path, pointer) in enumerate(zip(steps, pointers, strict=True)):
+    for index, path in enumerate(steps):
         above = [parents.index("/" + "/".join(path[:depth])) for depth in range(1, len(path))]
         inside = " AND ".join(["true", *(f"coalesce(types[{len(names) + parent + 1}] IN ('OBJECT', 'NULL'), true)" for parent in above)])
         columns.append(f"types[{index + 1}] AS t{index}, texts[{index + 1}] AS s{index}, coalesce(types[{index + 1}] = 'NULL', true) AS null{index}, ({inside}) AS inside{index}")
@@ -145,7 +145,7 @@ def _json_texts(connection: Any, raw: str, names: list[str]) -> None:
             FROM {raw}_documents
         )
         SELECT split, position, stamp, bytes, reject, document IS NULL AS malformed, {", ".join(columns)} FROM found
-    """)  # noqa: S608
+    """)
 
 
 def _csv_texts(connection: Any, raw: str, options: Any) -> None:
@@ -160,7 +160,7 @@ def _csv_texts(connection: Any, raw: str, options: Any) -> None:
     connection.execute(f"""
         CREATE OR REPLACE VIEW {raw}_read AS
         SELECT split, position, stamp, octet_length(payload) AS bytes, reject, texts IS NULL AS malformed, {", ".join(columns)} FROM {raw} WHERE {header}
-    """)  # noqa: S608
+    """)
 
 
 class _Typed(NamedTuple):

@@ -19,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from apache_beam.metrics import Metrics
-from apache_beam.transforms.window import FixedWindows, TimestampedValue
+from apache_beam.transforms.window import FixedWindows, GlobalWindow, TimestampedValue
 from apache_beam.utils.timestamp import Duration as BeamDuration
 from apache_beam.utils.timestamp import Timestamp
+from apache_beam.utils.windowed_value import WindowedValue
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
 from streamgauge.transforms.aggregates import AGGREGATES
@@ -140,7 +141,10 @@ def late_schema(metric: Metric) -> pa.Schema:
 
 
 class _PartialDoFn(beam.DoFn):  # type: ignore[misc]
-    """EventBatch -> (shard key, encoded partial), with the time stamp of the slice's last millisecond; late events aside."""
+    """EventBatch -> (shard key, encoded partial), with the time stamp of the slice's last millisecond; late events aside.
+
+    Partials of one bundle are merged before they leave at its end: what crosses the shuffle does not grow with the number of batches.
+    """
 
     def __init__(self, metric: Metric, window: Window, lateness: int, record_folder: str | None) -> None:
         self._metric = metric
@@ -156,6 +160,10 @@ class _PartialDoFn(beam.DoFn):  # type: ignore[misc]
         self._record = JobRecord(self._record_folder)
         self._shard_keys = [spread_key(shard, lambda salt, shard=shard: b"%d.%d" % (shard, salt)) for shard in range(self._metric.shards)]
 
+    def start_bundle(self) -> None:
+        # What a failed bundle left belongs to nobody.
+        self._bundle: dict[tuple[int, int], list[pa.RecordBatch]] = {}
+
     def process(self, events: pa.RecordBatch, timestamp: Any = beam.DoFn.TimestampParam) -> Iterator[Any]:
         if not events.num_rows:
             return
@@ -168,8 +176,14 @@ class _PartialDoFn(beam.DoFn):  # type: ignore[misc]
             if not events.num_rows:
                 return
         for start, shard, partial in self._partials.of_events(events, slices):
+            self._bundle.setdefault((start, shard), []).append(partial)
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        bundle, self._bundle = self._bundle, {}
+        for (start, shard), partials in bundle.items():
+            encoded = self._partials.codec.encode(self._partials.merge(partials))
             last = Timestamp(micros=start + self._window.slice_size - _MS)
-            yield TimestampedValue((self._shard_keys[shard], self._partials.codec.encode(partial)), last)
+            yield WindowedValue((self._shard_keys[shard], encoded), last, (GlobalWindow(),))
 
     def _too_late(
         self, times: npt.NDArray[np.int64], slices: npt.NDArray[np.int64], before: int, disorder: int

@@ -100,7 +100,7 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
         if not stored:
             return
         final = final or _was_final(stored)
-        merged = self._partials.merge([data[1:] for data in stored])
+        merged = self._merge(stored)
         # A rewrite costs more than the next reader saves on a few partials; only a periodic result asks whether the window was final.
         if len(stored) > COMPACT_BEYOND or (self._emit_every is not None and (len(stored) > 1 or final != _was_final(stored))):
             self._replace(partials, merged, final=final)
@@ -112,7 +112,10 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
 
     def _compact(self, partials: Any) -> None:
         stored = list(partials.read())
-        self._replace(partials, self._partials.merge([data[1:] for data in stored]), final=_was_final(stored))
+        self._replace(partials, self._merge(stored), final=_was_final(stored))
+
+    def _merge(self, stored: list[bytes]) -> pa.RecordBatch:
+        return self._partials.merge([self._partials.codec.decode(data[1:]) for data in stored])
 
     def _replace(self, partials: Any, merged: pa.RecordBatch, *, final: bool) -> None:
         partials.clear()

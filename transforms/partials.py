@@ -105,9 +105,8 @@ class Partials:
         for first, last in zip([0, *edges.tolist()], [*edges.tolist(), partial.num_rows], strict=True):
             yield int(starts[first]), int(shards[first]), partial.slice(first, last - first)
 
-    def merge(self, encoded: Sequence[bytes]) -> pa.RecordBatch:
-        """One partial out of several. At least one is given."""
-        batches = [self.codec.decode(data) for data in encoded]
+    def merge(self, batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+        """One partial out of several of one slice and shard. At least one is given."""
         if len(batches) == 1:
             return batches[0]
         table = pa.Table.from_batches(batches)

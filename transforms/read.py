@@ -38,12 +38,12 @@ from streamgauge.transforms.splits import DiscoverSplits, ListSplits, split_of
 from streamgauge.transforms.watermark import SplitWatermark
 from streamgauge.transforms.write import WriteResults
 
-MAX_BATCH_EVENTS = 50_000
-MAX_BATCH_BYTES = 16 * 2**20
+MAX_BATCH_EVENTS = 16_384
+MAX_BATCH_BYTES = 4 * 2**20
 CALL_SECONDS = 0.05
 WAIT_SECONDS = 0.005
 PAUSE_SECONDS = 0.01
-"""A call reads for CALL_SECONDS; without data it waits WAIT_SECONDS in the read, then pauses PAUSE_SECONDS between bundles."""
+"""A batch is as large as a core's caches like it (more is slower to parse). A call reads for CALL_SECONDS; without data it waits WAIT_SECONDS in the read, then pauses PAUSE_SECONDS between bundles."""
 
 
 class ErrorHandling(Config):

@@ -17,7 +17,7 @@ from apache_beam.utils.timestamp import Duration, Timestamp
 
 from streamgauge.transforms.hashing import spread_key
 from streamgauge.transforms.record import JobRecord
-from streamgauge.transforms.sources.base import Connector, Split
+from streamgauge.transforms.sources.base import Connector, SourceError, Split
 
 DISCOVER_EVERY_SECONDS = 10.0
 _POLL_SECONDS = 1.0
@@ -115,7 +115,7 @@ class DiscoverSplits(beam.DoFn):  # type: ignore[misc]
             return
         if not known or time.monotonic() - self._looked >= DISCOVER_EVERY_SECONDS:
             self._looked = time.monotonic()
-            new = [split for split in self._connector.splits() if split.id not in set(known)]
+            new = [split for split in self._look(known) if split.id not in known]
             if new:
                 if not tracker.try_claim(json.dumps(known + [split.id for split in new])):
                     return
@@ -124,3 +124,12 @@ class DiscoverSplits(beam.DoFn):  # type: ignore[misc]
         end: Timestamp = GlobalWindow().max_timestamp() - Duration(1)
         watermark.set_watermark(end)
         tracker.defer_remainder(Duration(_POLL_SECONDS))
+
+    def _look(self, known: list[str]) -> list[Split]:
+        """A source that is away for a while is asked again later; at the start it is the user's mistake."""
+        try:
+            return self._connector.splits(known)
+        except SourceError:
+            if not known:
+                raise
+            return []

@@ -20,7 +20,7 @@ import orjson
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
-from apache_beam.utils.timestamp import Duration, Timestamp
+from apache_beam.utils.timestamp import MIN_TIMESTAMP, Duration, Timestamp
 
 from benchmarks.workload import PARTITIONS, TABLE, TOPIC
 from streamgauge.pipelines.run import wait_for_end
@@ -38,8 +38,9 @@ Accumulator = tuple[int, float, float, float]
 
 
 class ReadElements(beam.DoFn):  # type: ignore[misc]
-    def __init__(self, connector: Kafka) -> None:
+    def __init__(self, connector: Kafka, began: str) -> None:
         self._connector = connector
+        self._began = Path(began)
 
     def setup(self) -> None:
         self._readers = OpenReaders(self._connector)
@@ -51,6 +52,8 @@ class ReadElements(beam.DoFn):  # type: ignore[misc]
         watermark: Any = beam.DoFn.WatermarkEstimatorParam(ManualWatermarkEstimator.default_provider()),
     ) -> Iterator[Any]:
         split, _ = split_of(element)
+        if not self._began.exists():
+            self._began.write_text(str(time.time()))
         reader = self._readers.take(split, tracker.current_restriction().position)
         end = tracker.current_restriction().end
         raw = reader.read(BATCH, 2**24, 0.05)
@@ -62,7 +65,7 @@ class ReadElements(beam.DoFn):  # type: ignore[misc]
             newest = event["ts"] if newest is None else max(newest, event["ts"])
             yield TimestampedValue(event, Timestamp(micros=event["ts"] * 1000))
         if newest is not None:
-            watermark.set_watermark(max(watermark.current_watermark(), Timestamp(micros=(newest - DISORDER_MS) * 1000)))
+            watermark.set_watermark(max(watermark.current_watermark() or MIN_TIMESTAMP, Timestamp(micros=(newest - DISORDER_MS) * 1000)))
         if raw.done or raw.next_position >= end:
             tracker.try_claim(FINISHED)
             reader.close()
@@ -121,16 +124,15 @@ def main(brokers: str, database: str, events: int) -> None:
             pipeline
             | beam.Impulse()
             | beam.ParDo(ListSplits(connector))
-            | beam.ParDo(ReadElements(connector))
+            | beam.ParDo(ReadElements(connector, f"{database}.first"))
             | beam.Map(lambda event: ((event["metric"], event["host"]), event["value"]))
             | beam.WindowInto(FixedWindows(1))
             | beam.CombinePerKey(Statistics())
             | beam.ParDo(Store(database))
         )
-        began = time.time()
         result = pipeline.run()
         wait_for_end(flink, lambda: str(result.state))
-    print(json.dumps({"seconds": float(Path(f"{database}.last").read_text()) - began}))
+    print(json.dumps({"seconds": float(Path(f"{database}.last").read_text()) - float(Path(f"{database}.first").read_text())}))
 
 
 if __name__ == "__main__":

@@ -13,11 +13,12 @@ import numba
 from streamgauge.transforms.formats import compiled
 from streamgauge.transforms.formats.payloads import BadPayloadError
 from tests.transforms.formats import test_csv, test_json
-from tests.transforms.formats.hostile import NUMBERS, TEXTS, TIMES, batch
+from tests.transforms.formats.hostile import HALVES, NUMBERS, TEXTS, TIMES, batch
 
 assert numba.config.BOUNDSCHECK
 chance = random.Random(7)
-values = [*NUMBERS, *('"%s"' % t for t in TIMES), *('"%s"' % t for t in TEXTS), "null", "true", "false", "{}", "[[]]", '{"a":1}', '"\\\\u00e9"', '"\\\\ud83d\\\\ude00"']
+values = [*NUMBERS, *('"%s"' % t for t in TIMES + TEXTS + HALVES)]
+values += ["null", "true", "false", "{}", "[[]]", '{"a":1}', '"\\\\u00e9"', '"\\\\ud83d\\\\ude00"']
 for format_, typical in ((test_json.ALL, test_json.TYPICAL), (test_csv.ALL, test_csv.TYPICAL)):
     whole = [v.encode("utf-8", "surrogatepass") for v in values] + typical
     whole += [b'{"%s":%s}' % (name.encode(), v) for name in test_json.SCHEMA for v in whole]

@@ -14,9 +14,18 @@ from streamgauge.transforms.formats.payloads import BadPayloadError
 from tests.transforms.formats.hostile import NUMBERS, TEXTS, TIMES, batch, check_against_definition, mutated
 
 SCHEMA = {
-    "text": "string", "flag": "bool", "i8": "int8", "i64": "int64", "u64": "uint64", "real": "double", "small": "float", "day": "date", "time": "timestamp",
-    "ms": "timestamp[ms]", "more": "string",
-}  # fmt: skip
+    "text": "string",
+    "flag": "bool",
+    "i8": "int8",
+    "i64": "int64",
+    "u64": "uint64",
+    "real": "double",
+    "small": "float",
+    "day": "date",
+    "time": "timestamp",
+    "ms": "timestamp[ms]",
+    "more": "string",
+}
 COLUMNS = ["other", *SCHEMA, "last"]
 
 
@@ -108,9 +117,12 @@ def test_other_dialects() -> None:
 
 
 TYPICAL = [
-    b'x,"a, ""b""",True,-8,9007199254740993,0,12.345,.1e1,2013-01-31,2013-01-01 05:00:00.5+02:00,1767225600123,NA,'.replace(b".1e1", b"0.1"),
-    "x,é 😀,,NA, 5 ,\t7,-1.7976931348623157e308,1e3,,2013-01-01T05:00Z,2013-01-01T05:00:00,\"\",\"y\"".encode(), b"," * 12,
-]  # fmt: skip
+    b'x,"a, ""b""",True,-8,9007199254740993,0,12.345,.1e1,2013-01-31,2013-01-01 05:00:00.5+02:00,1767225600123,NA,'.replace(
+        b".1e1", b"0.1"
+    ),
+    'x,é 😀,,NA, 5 ,\t7,-1.7976931348623157e308,1e3,,2013-01-01T05:00Z,2013-01-01T05:00:00,"","y"'.encode(),
+    b"," * 12,
+]
 
 
 def test_good_payloads_never_need_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +151,7 @@ def test_very_long_fields() -> None:
 plain = st.one_of(
     st.sampled_from(NUMBERS),
     st.sampled_from(TIMES),
-    st.sampled_from([t for t in TEXTS if "\ud800" not in t]),
+    st.sampled_from(TEXTS),
     st.text(max_size=6),
     st.sampled_from(["true", "FALSE", "NA", "", "1", "0"]),
 )
@@ -174,7 +186,7 @@ def test_kernel_and_definition_agree_on_every_edge(name: str) -> None:
     texts = [
         *NUMBERS,
         *TIMES,
-        *(t for t in TEXTS if "\ud800" not in t),
+        *TEXTS,
         "true",
         "False",
         "TRUE",

@@ -19,9 +19,22 @@ def messages(model: type[Config], **options: Any) -> list[tuple[str, str]]:
 
 def test_every_type_becomes_its_arrow_type() -> None:
     declared = {
-        "a": "string", "b": "bool", "c": "int8", "d": "uint64", "e": "float", "f": "float32", "g": "double", "h": "float64", "i": "date",
-        "j": "date32", "k": "timestamp", "l": "timestamp[ms]", "m": "timestamp[ns]", "n": "timestamp[us, tz=UTC]", "user.id": "int32",
-    }  # fmt: skip
+        "a": "string",
+        "b": "bool",
+        "c": "int8",
+        "d": "uint64",
+        "e": "float",
+        "f": "float32",
+        "g": "double",
+        "h": "float64",
+        "i": "date",
+        "j": "date32",
+        "k": "timestamp",
+        "l": "timestamp[ms]",
+        "m": "timestamp[ns]",
+        "n": "timestamp[us, tz=UTC]",
+        "user.id": "int32",
+    }
     time = pa.timestamp("us", tz="UTC")
     types = [pa.string(), pa.bool_(), pa.int8(), pa.uint64(), pa.float32(), pa.float32(), pa.float64(), pa.float64(), pa.date32()]
     assert arrow_schema(fields_of(TypeAdapter(FieldSchema).validate_python(declared))) == pa.schema(

@@ -11,13 +11,28 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from streamgauge.transforms.formats.json import MAX_DEPTH, Json
 
-from tests.transforms.formats.hostile import NUMBERS, TEXTS, TIMES, batch, check_against_definition, comparable, mutated
+from tests.transforms.formats.hostile import HALVES, NUMBERS, TEXTS, TIMES, batch, check_against_definition, comparable, mutated
 
 SCHEMA = {
-    "text": "string", "flag": "bool", "i8": "int8", "u8": "uint8", "i32": "int32", "i64": "int64", "u64": "uint64", "real": "double", "small": "float",
-    "day": "date", "time": "timestamp", "ms": "timestamp[ms]", "ns": "timestamp[ns]", "s": "timestamp[s]", "user.id": "int64", "user.name": "string",
-    "user.at.x": "double", "émile": "string",
-}  # fmt: skip
+    "text": "string",
+    "flag": "bool",
+    "i8": "int8",
+    "u8": "uint8",
+    "i32": "int32",
+    "i64": "int64",
+    "u64": "uint64",
+    "real": "double",
+    "small": "float",
+    "day": "date",
+    "time": "timestamp",
+    "ms": "timestamp[ms]",
+    "ns": "timestamp[ns]",
+    "s": "timestamp[s]",
+    "user.id": "int64",
+    "user.name": "string",
+    "user.at.x": "double",
+    "émile": "string",
+}
 
 
 def make(schema: dict[str, str], **options: Any) -> Json:
@@ -25,6 +40,8 @@ def make(schema: dict[str, str], **options: Any) -> Json:
 
 
 ALL = make(SCHEMA)
+
+NUMBERS_HINT = "declare timestamp[s], timestamp[ms], timestamp[us] or timestamp[ns] to read numbers"
 
 
 def one(schema: dict[str, str], payload: bytes | str) -> Any:
@@ -36,27 +53,44 @@ def one(schema: dict[str, str], payload: bytes | str) -> Any:
 @pytest.mark.parametrize(
     ("type_", "value", "expected"),
     [
-        ("double", "1", 1.0), ("double", "123456789012345678901234567890", 123456789012345678901234567890.0), ("double", "-0", -0.0),
-        ("double", "1e999", ("type", "x: 1e999 is out of the range of double")), ("double", "1e-999", 0.0),
-        ("double", '"abc"', ("type", "x: expected double, found string 'abc'")), ("double", "true", ("type", "x: expected double, found true")),
-        ("double", "NaN", ("malformed", "not JSON: NaN is no value")), ("double", "-Infinity", ("malformed", "not JSON: -Infinity is no value")),
-        ("double", "[1]", ("type", "x: expected double, found array")), ("double", "null", None),
-        ("int64", "3.0", 3), ("int64", "1.5", ("type", "x: expected int64, found number 1.5")), ("int64", "1e3", 1000),
-        ("int64", "9223372036854775807", 2**63 - 1), ("int64", "-9223372036854775808", -(2**63)), ("uint64", "18446744073709551615", 2**64 - 1),
-        ("int64", "9223372036854775808", ("type", f"x: 9223372036854775808 is out of the range of int64 ({-2**63} to {2**63 - 1})")),
-        ("int64", "9007199254740993.0", 9007199254740993), ("int8", "128", ("type", "x: 128 is out of the range of int8 (-128 to 127)")),
-        ("int64", "1e999999999", ("type", f"x: 1e999999999 is out of the range of int64 ({-2**63} to {2**63 - 1})")), ("int64", "-0", 0),
-        ("int64", '"7"', ("type", "x: expected int64, found string '7'")), ("int64", "true", ("type", "x: expected int64, found true")),
-        ("string", "12", ("type", "x: expected string, found number 12")), ("string", "{}", ("type", "x: expected string, found object")),
-        ("string", '"\\ud83d\\ude00\\u00e9\\n"', "😀é\n"), ("string", '"a\nb"', ("malformed", "not JSON: Invalid control character at at character 7")),
+        ("double", "1", 1.0),
+        ("double", "123456789012345678901234567890", 123456789012345678901234567890.0),
+        ("double", "-0", -0.0),
+        ("double", "1e999", ("type", "x: 1e999 is out of the range of double")),
+        ("double", "1e-999", 0.0),
+        ("double", '"abc"', ("type", "x: expected double, found string 'abc'")),
+        ("double", "true", ("type", "x: expected double, found true")),
+        ("double", "NaN", ("malformed", "not JSON: NaN is no value")),
+        ("double", "-Infinity", ("malformed", "not JSON: -Infinity is no value")),
+        ("double", "[1]", ("type", "x: expected double, found array")),
+        ("double", "null", None),
+        ("int64", "3.0", 3),
+        ("int64", "1.5", ("type", "x: expected int64, found number 1.5")),
+        ("int64", "1e3", 1000),
+        ("int64", "9223372036854775807", 2**63 - 1),
+        ("int64", "-9223372036854775808", -(2**63)),
+        ("uint64", "18446744073709551615", 2**64 - 1),
+        ("int64", "9223372036854775808", ("type", f"x: 9223372036854775808 is out of the range of int64 ({-(2**63)} to {2**63 - 1})")),
+        ("int64", "9007199254740993.0", 9007199254740993),
+        ("int8", "128", ("type", "x: 128 is out of the range of int8 (-128 to 127)")),
+        ("int64", "1e999999999", ("type", f"x: 1e999999999 is out of the range of int64 ({-(2**63)} to {2**63 - 1})")),
+        ("int64", "-0", 0),
+        ("int64", '"7"', ("type", "x: expected int64, found string '7'")),
+        ("int64", "true", ("type", "x: expected int64, found true")),
+        ("string", "12", ("type", "x: expected string, found number 12")),
+        ("string", "{}", ("type", "x: expected string, found object")),
+        ("string", '"\\ud83d\\ude00\\u00e9\\n"', "😀é\n"),
+        ("string", '"a\nb"', ("malformed", "not JSON: Invalid control character at at character 7")),
         ("string", '"\\ud800"', ("type", "x: expected string, found half of a surrogate pair in '\\ud800'")),
-        ("bool", "1", ("type", "x: expected bool, found number 1")), ("bool", "false", False), ("float", "3.5e38", ("type", "x: 3.5e38 is out of the range of float")),
+        ("bool", "1", ("type", "x: expected bool, found number 1")),
+        ("bool", "false", False),
+        ("float", "3.5e38", ("type", "x: 3.5e38 is out of the range of float")),
         ("date", '"2013-02-29"', ("type", "x: expected date, found '2013-02-29': there is no such day")),
-        ("timestamp", "5", ("type", "x: expected timestamp, found number 5 - declare timestamp[s], timestamp[ms], timestamp[us] or timestamp[ns] to read numbers")),
+        ("timestamp", "5", ("type", f"x: expected timestamp, found number 5 - {NUMBERS_HINT}")),
         ("timestamp", '"noon"', ("type", "x: expected timestamp, found 'noon'; write it as 2013-01-31T12:00:00Z")),
         ("timestamp[s]", "253402300800", ("type", "x: 253402300800 is out of the range of timestamp[s]: before the year 1 or after 9999")),
     ],
-)  # fmt: skip
+)
 def test_a_value(type_: str, value: str, expected: Any) -> None:
     found = one({"x": type_}, f'{{"x":{value}}}')
     assert repr(found) == repr(expected if isinstance(expected, tuple) else {"x": expected})
@@ -65,13 +99,20 @@ def test_a_value(type_: str, value: str, expected: Any) -> None:
 @pytest.mark.parametrize(
     ("type_", "value", "microseconds"),
     [
-        ("timestamp", '"2013-01-01T05:00:00Z"', 1_357_016_400_000_000), ("timestamp", '"2013-01-01 07:00:00+02:00"', 1_357_016_400_000_000),
-        ("timestamp", '"2013-01-01T05:00:00.1234569"', 1_357_016_400_123_456), ("timestamp", '"1969-12-31T23:59:59.9999999Z"', -1),
-        ("timestamp", '"2013-01-01"', 1_356_998_400_000_000), ("timestamp[s]", "1.5", 1_500_000), ("timestamp[ms]", "1767225600123", 1_767_225_600_123_000),
-        ("timestamp[us]", "-0.1", -1), ("timestamp[ns]", "-1", -1), ("timestamp[ns]", "1999", 1), ("timestamp[ns]", "-1e-999999999", -1),
+        ("timestamp", '"2013-01-01T05:00:00Z"', 1_357_016_400_000_000),
+        ("timestamp", '"2013-01-01 07:00:00+02:00"', 1_357_016_400_000_000),
+        ("timestamp", '"2013-01-01T05:00:00.1234569"', 1_357_016_400_123_456),
+        ("timestamp", '"1969-12-31T23:59:59.9999999Z"', -1),
+        ("timestamp", '"2013-01-01"', 1_356_998_400_000_000),
+        ("timestamp[s]", "1.5", 1_500_000),
+        ("timestamp[ms]", "1767225600123", 1_767_225_600_123_000),
+        ("timestamp[us]", "-0.1", -1),
+        ("timestamp[ns]", "-1", -1),
+        ("timestamp[ns]", "1999", 1),
+        ("timestamp[ns]", "-1e-999999999", -1),
         ("timestamp[ms]", '"2013-01-01T05:00:00Z"', 1_357_016_400_000_000),
     ],
-)  # fmt: skip
+)
 def test_a_time(type_: str, value: str, microseconds: int) -> None:
     assert make({"x": type_}).parse(batch([f'{{"x":{value}}}'.encode()])).events["x"].cast("int64").to_pylist() == [microseconds]
 
@@ -79,17 +120,29 @@ def test_a_time(type_: str, value: str, microseconds: int) -> None:
 @pytest.mark.parametrize(
     ("payload", "expected"),
     [
-        (b"", ("malformed", "empty")), (b" \n", ("malformed", "empty")), (b"[1]", ("malformed", "expected an object, found array")),
-        (b"5", ("malformed", "expected an object, found number 5")), (b"null", ("malformed", "expected an object, found null")),
-        (b'{"x":1} x', ("malformed", "not JSON: Extra data at character 8")), (b'{"x":1}{"x":1}', ("malformed", "not JSON: Extra data at character 7")),
-        (b'{"y":"\xff","x":1}', ("malformed", "not UTF-8: byte 0xff at 6")), (b'\xef\xbb\xbf{"x":1}', ("malformed", "not JSON: Expecting value at character 0")),
-        (b'{"y":tru,"x":1}', ("malformed", "not JSON: Expecting value at character 5")), (b'{"y":01,"x":1}', ("malformed", "not JSON: Expecting ',' delimiter at character 6")),
-        (b'{"x":"a","x":1}', {"x": 1, "o.y": None}), (b'{"\\u0078":1}', {"x": 1, "o.y": None}), (b'{"z":"\\ud800","x":1}', {"x": 1, "o.y": None}),
-        (b'{}', {"x": None, "o.y": None}), (b'{"o":null}', {"x": None, "o.y": None}), (b'{"o":{"y":"b","y":"c"}}', {"x": None, "o.y": "c"}),
-        (b'{"o":{"y":"b"},"o":{}}', {"x": None, "o.y": None}), (b'{"o":5}', ("type", "o: expected an object, found number 5")),
-        (b'{"o.y":"b"}', {"x": None, "o.y": None}), (b' { "x" : 1 , "o" : { "y" : "b" } } \r\n', {"x": 1, "o.y": "b"}),
+        (b"", ("malformed", "empty")),
+        (b" \n", ("malformed", "empty")),
+        (b"[1]", ("malformed", "expected an object, found array")),
+        (b"5", ("malformed", "expected an object, found number 5")),
+        (b"null", ("malformed", "expected an object, found null")),
+        (b'{"x":1} x', ("malformed", "not JSON: Extra data at character 8")),
+        (b'{"x":1}{"x":1}', ("malformed", "not JSON: Extra data at character 7")),
+        (b'{"y":"\xff","x":1}', ("malformed", "not UTF-8: byte 0xff at 6")),
+        (b'\xef\xbb\xbf{"x":1}', ("malformed", "not JSON: Expecting value at character 0")),
+        (b'{"y":tru,"x":1}', ("malformed", "not JSON: Expecting value at character 5")),
+        (b'{"y":01,"x":1}', ("malformed", "not JSON: Expecting ',' delimiter at character 6")),
+        (b'{"x":"a","x":1}', {"x": 1, "o.y": None}),
+        (b'{"\\u0078":1}', {"x": 1, "o.y": None}),
+        (b'{"z":"\\ud800","x":1}', {"x": 1, "o.y": None}),
+        (b"{}", {"x": None, "o.y": None}),
+        (b'{"o":null}', {"x": None, "o.y": None}),
+        (b'{"o":{"y":"b","y":"c"}}', {"x": None, "o.y": "c"}),
+        (b'{"o":{"y":"b"},"o":{}}', {"x": None, "o.y": None}),
+        (b'{"o":5}', ("type", "o: expected an object, found number 5")),
+        (b'{"o.y":"b"}', {"x": None, "o.y": None}),
+        (b' { "x" : 1 , "o" : { "y" : "b" } } \r\n', {"x": 1, "o.y": "b"}),
     ],
-)  # fmt: skip
+)
 def test_a_payload(payload: bytes, expected: Any) -> None:
     assert one({"x": "int64", "o.y": "string"}, payload) == expected
 
@@ -122,9 +175,14 @@ def test_deep_nesting_is_a_reject_and_never_the_end_of_the_process(field: str, o
 
 def test_very_long_texts_and_numbers() -> None:
     payloads = [
-        b'{"text":"%s"}' % (b"x" * 10_000_000), b'{"ignored":"%s","i64":1}' % (b"\\n" * 5_000_000), b'{"real":%s}' % (b"1" * 10_000_000),
-        b'{"ignored":%s}' % (b"1" * 10_000_000), b'{"%s":1}' % (b"k" * 10_000_000), b'{"text":"%s' % (b"[" * 10_000_000), b'{"text":"ok"}',
-    ]  # fmt: skip
+        b'{"text":"%s"}' % (b"x" * 10_000_000),
+        b'{"ignored":"%s","i64":1}' % (b"\\n" * 5_000_000),
+        b'{"real":%s}' % (b"1" * 10_000_000),
+        b'{"ignored":%s}' % (b"1" * 10_000_000),
+        b'{"%s":1}' % (b"k" * 10_000_000),
+        b'{"text":"%s' % (b"[" * 10_000_000),
+        b'{"text":"ok"}',
+    ]
     parsed = ALL.parse(batch(payloads))
     assert parsed.rows is not None
     assert parsed.rows.tolist() == [0, 1, 3, 4, 6]
@@ -133,10 +191,12 @@ def test_very_long_texts_and_numbers() -> None:
 
 
 TYPICAL = [
-    b'{"text": "u1", "flag": true, "i8": -8, "u64": 1, "real": 12.345, "small": 0.1, "day": "2013-01-31", "time": "2013-01-01T05:00:00.5+02:00", "ms": 1767225600123}',
-    '{"text":"\\u00e9 é 😀 \\ud83d\\ude00 \\"q\\"","extra":[1,{"a":[null,true,-1.5e-3]}],"user":{"id":7,"more":{},"name":null,"at":{"x":0.8444218515250481}},"émile":"x"}'.encode(),
-    b'{"i64":9007199254740993,"i32":3.0,"real":1.7976931348623157e308,"ns":1767225600123456789,"s":1767225600.25,"flag":null}', b"{}",
-]  # fmt: skip
+    b'{"text": "u1", "flag": true, "i8": -8, "u64": 1, "real": 12.345, "small": 0.1, "day": "2013-01-31", "ms": 1767225600123}',
+    '{"text":"\\u00e9 é 😀 \\ud83d\\ude00 \\"q\\"","extra":[1,{"a":[null,true,-1.5e-3]}],"émile":"x"}'.encode(),
+    b'{"user":{"id":7,"more":{},"name":null,"at":{"x":0.8444218515250481}},"time":"2013-01-01T05:00:00.5+02:00"}',
+    b'{"i64":9007199254740993,"i32":3.0,"real":1.7976931348623157e308,"ns":1767225600123456789,"s":1767225600.25,"flag":null}',
+    b"{}",
+]
 
 
 def test_good_payloads_never_need_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +235,9 @@ number = st.one_of(
     st.floats().map(repr),
     st.from_regex(r"-?[0-9]{1,22}(\.[0-9]{1,22})?([eE][+-]?[0-9]{1,3})?", fullmatch=True),
 )
-string = st.one_of(st.sampled_from(TIMES), st.sampled_from(TEXTS), st.text(max_size=8), st.datetimes().map(str), st.sampled_from(NUMBERS))
+string = st.one_of(
+    st.sampled_from(TIMES), st.sampled_from(TEXTS + HALVES), st.text(max_size=8), st.datetimes().map(str), st.sampled_from(NUMBERS)
+)
 
 
 @st.composite
@@ -222,7 +284,7 @@ def test_kernel_and_definition_agree(found: list[bytes | None], newline: bool, o
 
 @pytest.mark.parametrize("name", SCHEMA)
 def test_kernel_and_definition_agree_on_every_edge(name: str) -> None:
-    values = [*NUMBERS, *(json.dumps(t) for t in (*TIMES, *TEXTS, *NUMBERS)), "null", "true", "false", "{}", "[]", "", '"', '"\\']
+    values = [*NUMBERS, *(json.dumps(t) for t in (*TIMES, *TEXTS, *HALVES, *NUMBERS)), "null", "true", "false", "{}", "[]", "", '"', '"\\']
     path = name.split(".")
     written = ["".join(f'{{"{part}":' for part in path) + v + "}" * len(path) for v in values]
     found = [text.encode() for text in written]

@@ -40,9 +40,13 @@ def test_numbers_as_times_are_truncated_toward_the_past(text: str, unit: tuple[s
 
 
 @given(
-    st.datetimes(), st.sampled_from(["T", "t", " "]), st.integers(0, 9), st.integers(0, 999),
-    st.none() | st.integers(-23 * 60 - 59, 23 * 60 + 59), st.sampled_from(["{}{:02}:{:02}", "{}{:02}{:02}"]),
-)  # fmt: skip
+    st.datetimes(),
+    st.sampled_from(["T", "t", " "]),
+    st.integers(0, 9),
+    st.integers(0, 999),
+    st.none() | st.integers(-23 * 60 - 59, 23 * 60 + 59),
+    st.sampled_from(["{}{:02}:{:02}", "{}{:02}{:02}"]),
+)
 def test_iso_times(when: datetime, separator: str, digits: int, nanoseconds: int, offset: int | None, zone: str) -> None:
     text = when.strftime(f"%m-%d{separator}%H:%M:%S")
     fraction = f"{when.microsecond:06}{nanoseconds:03}"[:digits]
@@ -66,10 +70,19 @@ def test_dates(when: object) -> None:
 @pytest.mark.parametrize(
     ("type_", "text", "value"),
     [
-        ("int64", "+007", 7), ("double", ".5", 0.5), ("double", "5.", 5.0), ("double", " 1e3 ", 1000.0), ("string", " x ", " x "), ("bool", "True", True),
-        ("bool", "FALSE", False), ("bool", "1", True), ("bool", "0", False), ("timestamp[s]", "+1", 1_000_000), ("date", " 1970-01-02 ", 1),
+        ("int64", "+007", 7),
+        ("double", ".5", 0.5),
+        ("double", "5.", 5.0),
+        ("double", " 1e3 ", 1000.0),
+        ("string", " x ", " x "),
+        ("bool", "True", True),
+        ("bool", "FALSE", False),
+        ("bool", "1", True),
+        ("bool", "0", False),
+        ("timestamp[s]", "+1", 1_000_000),
+        ("date", " 1970-01-02 ", 1),
     ],
-)  # fmt: skip
+)
 def test_csv_is_more_lenient_than_json(type_: str, text: str, value: Value) -> None:
     assert from_text(Field.of("x", type_), text) == value
 

@@ -64,8 +64,9 @@ def maybe(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 def keys() -> st.SearchStrategy[tuple[Any, ...]]:
     """Many differ in one value only: in null against the values that a store might take for it."""
     start = st.sampled_from([START, START + HOUR, START + 30 * HOUR, START + 900 * HOUR, 0])
-    near_null = st.tuples(st.just("delay"), st.just(START), st.sampled_from([None, "", "\0", "0"]), st.sampled_from([None, 0, -(2**63) + 1]),
-                          st.sampled_from([None, False]), st.sampled_from([None, 0]), st.sampled_from([None, 0]))
+    near_null = st.tuples(st.just("delay"), st.just(START), st.sampled_from([None, "", "\0", "0"]),
+                          st.sampled_from([None, 0, -(2**63) + 1]), st.sampled_from([None, False]),
+                          st.sampled_from([None, 0]), st.sampled_from([None, 0]))
     anything = st.tuples(st.sampled_from(["delay", "é b"]), start, maybe(texts()), maybe(integers()), maybe(st.booleans()),
                          maybe(st.integers(-1_000_000, 1_000_000)), maybe(integers()))
     return near_null | anything

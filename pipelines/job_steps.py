@@ -1,24 +1,20 @@
-"""The steps of a job and what flows between them: checked before anything starts or connects."""
+"""The steps of a job and which reads which, looked up through chains and composites."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
 from pydantic import ValidationError
-from pydantic_core import PydanticCustomError
 
+from streamgauge.pipelines.job_beam import BeamTypes
 from streamgauge.pipelines.job_errors import Path, Problem, explain
 from streamgauge.pipelines.job_yaml import Document
-from streamgauge.transforms.aggregate import AggregateOptions, build_metric
+from streamgauge.transforms.aggregate import AggregateOptions
 from streamgauge.transforms.config import Config, did_you_mean
-from streamgauge.transforms.event_time import EventTime
 from streamgauge.transforms.partials import Metric
-from streamgauge.transforms.read import ReadOptions, read_schema
+from streamgauge.transforms.read import ReadOptions
 from streamgauge.transforms.write import WriteOptions
 
 VOCABULARY: dict[str, type[Config]] = {"ReadEvents": ReadOptions, "AggregateWindows": AggregateOptions, "WriteResults": WriteOptions}
@@ -90,22 +86,20 @@ class _NotThere(Exception):
     """A reference that leads nowhere; the message says why."""
 
 
-class Plan:
-    """Reads a job's steps; ``problems`` has every mistake."""
+class Steps:
+    """Reads a job's steps; ``problems`` has every mistake. ``read``: the outputs that somebody reads, by the id of their step."""
 
     def __init__(self, document: Document) -> None:
         self.steps: list[Step] = []
         self.problems: list[Problem] = []
         self._document = document
-        self._read: set[tuple[int, str | None]] = set()
-        self._known = _BeamTypes(document.value.get("providers") or [])
+        self.read: set[tuple[int, str | None]] = set()
+        self._known = BeamTypes(document.value.get("providers") or [])
         pipeline = document.value["pipeline"]
         self._root = _Nest(pipeline, ("pipeline",), "the pipeline")
         self._members(self._root)
         if not self.problems:
             self._connect(self._root)
-        if not self.problems:
-            self._flow()
 
     def _problem(self, path: Path, message: str) -> None:
         self.problems.append(self._document.problem(path, message))
@@ -170,7 +164,7 @@ class Plan:
             before: Step | _Nest | None = nest.members[index - 1][2] if nest.chain and index else None
             references = _references(spec)
             if nest.chain and references and index < len(nest.members) - len(nest.spec.get("extra_transforms") or []):
-                self._problem((*_path(member), "input"), "in a chain each transform reads the one before it: leave `input` out")
+                self._problem((*member.path, "input"), "in a chain each transform reads the one before it: leave `input` out")
                 continue
             found: list[Output] = []
             try:
@@ -179,24 +173,33 @@ class Plan:
                 elif nest.chain and index == 0 and nest.above and not references:
                     found = [output for _, name in _references(nest.spec) for output in self._find(nest.above, name, frozenset())]
             except _NotThere as error:
-                self._problem(_path(member), str(error))
+                self._problem(member.path, str(error))
             for where, name in references:
                 try:
                     found += self._find(nest, name, frozenset())
                 except _NotThere as error:
-                    self._problem((*_path(member), *where), str(error))
-            self._read.update((id(output.step), output.name) for output in found)
+                    self._problem((*member.path, *where), str(error))
+            self.read.update((id(output.step), output.name) for output in found)
             if isinstance(member, Step):
                 member.inputs = tuple(found)
                 self._input_given(member)
         if nest.above and not self.problems:
-            for where, name in [((), None)] if nest.chain and "output" not in nest.spec else _references(nest.spec, "output"):
-                try:
-                    outputs = self._output(nest.members[-1][2], None, frozenset()) if name is None else self._find(nest, name, frozenset())
-                    self._read.update((id(output.step), output.name) for output in outputs)
-                except _NotThere as error:
-                    if name is not None:
-                        self._problem((*nest.path, *where), str(error))
+            self._given_out(nest)
+
+    def _given_out(self, nest: _Nest) -> None:
+        """What a chain or composite gives out is read: whether anybody takes it shows where it stands."""
+        given = _references(nest.spec, "output")
+        found: list[Output] = []
+        try:
+            if nest.chain and not given:
+                last = nest.members[-1][2]
+                found = self._output(last, None, frozenset()) if not isinstance(last, Step) or last.outputs() else []
+            for where, name in given:
+                path = (*nest.path, *where)
+                found += self._output(nest.members[-1][2], name, frozenset()) if nest.chain else self._find(nest, name, frozenset())
+        except _NotThere as error:
+            self._problem(path if given else nest.path, str(error))
+        self.read.update((id(output.step), output.name) for output in found)
 
     def _input_given(self, step: Step) -> None:
         if step.options is None:
@@ -209,7 +212,7 @@ class Plan:
 
     def _spec(self, member: Step | _Nest) -> Mapping[str, Any]:
         value = self._document.value
-        for key in _path(member):
+        for key in member.path:
             value = value[key]
         return value  # type: ignore[no-any-return]
 
@@ -228,7 +231,7 @@ class Plan:
             names = [own for own, _, _ in nest.members]
             raise _NotThere(f"'{name}' is the output of no step{did_you_mean(wanted, names)}; steps: {', '.join(dict.fromkeys(names))}")
         if len(found) > 1:
-            lines = ", ".join(str(self._document.lines.get(_path(member), 0)) for member in found)
+            lines = ", ".join(str(self._document.lines.get(member.path, 0)) for member in found)
             raise _NotThere(f"'{wanted}' is ambiguous: there are {len(found)} such steps (lines {lines}); give each a `name` and use it")
         return self._output(found[0], output or None, asked)
 
@@ -261,83 +264,9 @@ class Plan:
             if len(outputs) == 1:
                 hint += "; dead letters have one with `error_handling: {output: rejected}`" if handled else "; late events have one with `late: true`"
             raise _NotThere(f"{step.name} has {_list('the output', outputs)}, not '{name}'{hint}")
+        if len(outputs) == 1:
+            raise _NotThere(f"{step.name} has no other output than its {name}: write `input: {step.name}`")
         return Output(step, name)
-
-    # What flows
-
-    def _flow(self) -> None:
-        for step in self.steps:
-            if isinstance(step.options, ReadOptions):
-                self._checked((*step.path, "config", "time", "field"), lambda step=step: event_schema(step))
-        if self.problems:
-            return
-        for step in self.steps:
-            if isinstance(step.options, AggregateOptions):
-                self._aggregated(step, step.options)
-            elif isinstance(step.options, WriteOptions):
-                self._written(step)
-            for name, kind in step.outputs().items():
-                if (id(step), name) not in self._read:
-                    wanted = step.name if name == next(iter(step.outputs())) and not len(step.outputs()) > 1 else f"{step.name}.{name}"
-                    taker = "AggregateWindows" if kind == "events" else "WriteResults"
-                    self._problem(step.path, f"nobody reads the {kind} of {step.name}; add {{type: {taker}, input: {wanted}, ...}}")
-        self._one_table_each()
-
-    def _aggregated(self, step: Step, options: AggregateOptions) -> None:
-        schemas = []
-        for output in origins(step):
-            if output.kind not in ("events", None):
-                self._problem((*step.path, "input"), f"AggregateWindows takes events; {output.step.name}.{output.name} gives {output.kind}")
-            elif output.kind == "events":
-                schemas.append(event_schema(output.step))
-        if not schemas or self.problems:
-            return
-        if any(not schema.equals(schemas[0]) for schema in schemas):
-            self._problem((*step.path, "input"), "the inputs have different fields; events that are aggregated together must have the same schema")
-            return
-        schema, path, before = schemas[0], (*step.path, "config"), len(self.problems)
-        for index, (name, field) in enumerate(options.by.items()):
-            only = options.model_copy(update={"by": {name: field}, "aggregates": {}})
-            self._checked((*path, "by", index if name == field else name), lambda only=only: build_metric(only, schema))
-        for name, choice in options.aggregates.items():
-            self._checked((*path, "aggregates", name), lambda choice=choice: choice.registry.load(choice.name)(choice.options, schema))
-        if len(self.problems) == before:
-            step.metric = self._checked((*path, "aggregates"), lambda: build_metric(options, schema))
-
-    def _written(self, step: Step) -> None:
-        for output in origins(step):
-            if output.kind == "events":
-                self._problem(
-                    (*step.path, "input"), f"WriteResults takes results, late events and dead letters; {output.step.name} gives events: aggregate them first"
-                )
-
-    def _one_table_each(self) -> None:
-        """Late events and dead letters have other columns than results: one table cannot hold both."""
-        seen: dict[tuple[str, str], tuple[Step, set[str | None]]] = {}
-        for step in self.steps:
-            if isinstance(step.options, WriteOptions):
-                to = step.options.to
-                kinds = {output.kind for output in origins(step)} - {None}
-                first, others = seen.setdefault((to.name, str(to.options)), (step, kinds))
-                if kinds and others and kinds != others:
-                    self._problem((*step.path, "config", "to"), f"the {_and(kinds)} would go where {first.name} at line {first.line} puts the {_and(others)}; choose another place")
-
-    def _checked(self, path: Path, make: Callable[[], Any]) -> Any:
-        """What ``make`` returns; None and a problem when it raises a user's error."""
-        try:
-            return make()
-        except PydanticCustomError as error:
-            message = error.message()
-        except (ValueError, TypeError) as error:
-            message = str(error)
-        self._problem(path, message)
-        return None
-
-
-def event_schema(step: Step) -> pa.Schema:
-    """Columns of the events of a ReadEvents. Raises PydanticCustomError when the time field does not fit."""
-    options: ReadOptions = step.options
-    return read_schema(EventTime(options.time, options.format.create().schema))
 
 
 def origins(step: Step, _through: frozenset[int] = frozenset()) -> list[Output]:
@@ -349,38 +278,6 @@ def origins(step: Step, _through: frozenset[int] = frozenset()) -> list[Output]:
         else:
             found.append(output)
     return list(dict.fromkeys(found))
-
-
-class _BeamTypes:
-    """Beam's own transforms, and those of the job's providers."""
-
-    def __init__(self, providers: list[Any]) -> None:
-        self._given = {name for provider in providers if isinstance(provider, Mapping) for name in provider.get("transforms") or {}}
-        self._open = any(isinstance(provider, Mapping) and "include" in provider for provider in providers)
-
-    def names(self) -> list[str]:
-        with quiet():
-            from apache_beam.yaml.yaml_provider import standard_providers
-
-            return sorted({*self._given, *standard_providers(), *(name.rsplit("-", 1)[0] for name in standard_providers())})
-
-    def has(self, name: str) -> bool:
-        return self._open or name in self._given or name in self.names()
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the warnings that Beam logs about its own optional parts."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
-def _path(member: Step | _Nest) -> Path:
-    return member.path
 
 
 def _references(spec: Mapping[str, Any], key: str = "input") -> list[tuple[Path, str]]:
@@ -399,10 +296,6 @@ def _references(spec: Mapping[str, Any], key: str = "input") -> list[tuple[Path,
 
 def _list(what: str, names: list[str]) -> str:
     return f"{what} {names[0]}" if len(names) == 1 else f"{what}s {' and '.join(names)}" if names else "no output"
-
-
-def _and(kinds: set[str | None]) -> str:
-    return " and ".join(sorted(str(kind) for kind in kinds))
 
 
 def _short(value: object) -> str:

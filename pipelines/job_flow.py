@@ -1,0 +1,110 @@
+"""What flows between the steps of a job: whether fields, types and kinds of rows fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+from pydantic_core import PydanticCustomError
+
+from streamgauge.pipelines.job_errors import Path, Problem
+from streamgauge.pipelines.job_steps import Step, origins
+from streamgauge.pipelines.job_yaml import Document
+from streamgauge.transforms.aggregate import AggregateOptions, build_metric
+from streamgauge.transforms.event_time import EventTime
+from streamgauge.transforms.read import ReadOptions, read_schema
+from streamgauge.transforms.write import WriteOptions
+
+
+class Flow:
+    """Checks the steps, whose inputs are known, and gives each AggregateWindows its ``metric``; ``problems`` has every mistake."""
+
+    def __init__(self, document: Document, steps: list[Step], read: set[tuple[int, str | None]]) -> None:
+        self.steps = steps
+        self.problems: list[Problem] = []
+        self._document = document
+        self._read = read
+        self._flow()
+
+    def _problem(self, path: Path, message: str) -> None:
+        self.problems.append(self._document.problem(path, message))
+
+    def _flow(self) -> None:
+        for step in self.steps:
+            if isinstance(step.options, ReadOptions):
+                self._checked((*step.path, "config", "time", "field"), partial(event_schema, step))
+        if self.problems:
+            return
+        for step in self.steps:
+            if isinstance(step.options, AggregateOptions):
+                self._aggregated(step, step.options)
+            elif isinstance(step.options, WriteOptions):
+                self._written(step)
+            for name, kind in step.outputs().items():
+                if (id(step), name) not in self._read:
+                    wanted = step.name if name == next(iter(step.outputs())) and not len(step.outputs()) > 1 else f"{step.name}.{name}"
+                    taker = "AggregateWindows" if kind == "events" else "WriteResults"
+                    self._problem(step.path, f"nobody reads the {kind} of {step.name}; add {{type: {taker}, input: {wanted}, ...}}")
+        self._one_table_each()
+
+    def _aggregated(self, step: Step, options: AggregateOptions) -> None:
+        schemas = []
+        for output in origins(step):
+            if output.kind not in ("events", None):
+                self._problem((*step.path, "input"), f"AggregateWindows takes events; {output.step.name}.{output.name} gives {output.kind}")
+            elif output.kind == "events":
+                schemas.append(event_schema(output.step))
+        if not schemas or self.problems:
+            return
+        if any(not schema.equals(schemas[0]) for schema in schemas):
+            self._problem((*step.path, "input"), "the inputs have different fields; events that are aggregated together must have the same schema")
+            return
+        schema, path, before = schemas[0], (*step.path, "config"), len(self.problems)
+        for index, (name, field) in enumerate(options.by.items()):
+            only = options.model_copy(update={"by": {name: field}, "aggregates": {}})
+            self._checked((*path, "by", index if name == field else name), partial(build_metric, only, schema))
+        for name, choice in options.aggregates.items():
+            self._checked((*path, "aggregates", name), partial(choice.registry.load(choice.name), choice.options, schema))
+        if len(self.problems) == before:
+            step.metric = self._checked((*path, "aggregates"), partial(build_metric, options, schema))
+
+    def _written(self, step: Step) -> None:
+        for output in origins(step):
+            if output.kind == "events":
+                self._problem(
+                    (*step.path, "input"), f"WriteResults takes results, late events and dead letters; {output.step.name} gives events: aggregate them first"
+                )
+
+    def _one_table_each(self) -> None:
+        """Late events and dead letters have other columns than results: one table cannot hold both."""
+        seen: dict[tuple[str, str], tuple[Step, set[str | None]]] = {}
+        for step in self.steps:
+            if isinstance(step.options, WriteOptions):
+                to = step.options.to
+                kinds = {output.kind for output in origins(step)} - {None}
+                first, others = seen.setdefault((to.name, str(to.options)), (step, kinds))
+                if kinds and others and kinds != others:
+                    self._problem((*step.path, "config", "to"), f"the {_and(kinds)} would go where {first.name} at line {first.line} puts the {_and(others)}; choose another place")
+
+    def _checked(self, path: Path, make: Callable[[], Any]) -> Any:
+        """What ``make`` returns; None and a problem when it raises a user's error."""
+        try:
+            return make()
+        except PydanticCustomError as error:
+            message = error.message()
+        except (ValueError, TypeError) as error:
+            message = str(error)
+        self._problem(path, message)
+        return None
+
+
+def event_schema(step: Step) -> pa.Schema:
+    """Columns of the events of a ReadEvents. Raises PydanticCustomError when the time field does not fit."""
+    options: ReadOptions = step.options
+    return read_schema(EventTime(options.time, options.format.create().schema))
+
+
+def _and(kinds: set[str | None]) -> str:
+    return " and ".join(sorted(str(kind) for kind in kinds))
