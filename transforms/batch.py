@@ -75,11 +75,13 @@ class BatchCodec:
         if not batch.schema.equals(self.schema):
             raise SchemaMismatch(f"the batch has the columns ({_columns(batch.schema)}), its coder was made for ({_columns(self.schema)})")
         if not self._dictionaries:
-            return self.fingerprint + batch.serialize().to_pybytes()
+            body: bytes = batch.serialize().to_pybytes()
+            return self.fingerprint + body
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, self.schema) as writer:
             writer.write_batch(batch)
-        return self.fingerprint + sink.getvalue().to_pybytes()
+        stream: bytes = sink.getvalue().to_pybytes()
+        return self.fingerprint + stream
 
     def decode(self, data: bytes) -> pa.RecordBatch:
         """Raises SchemaMismatch when the bytes were written with another schema."""

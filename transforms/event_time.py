@@ -88,7 +88,7 @@ class EventTime:
             inside = pc.less(pc.abs(scaled), 9e18)
             return pc.if_else(inside, scaled, None).cast(pa.int64())
         if pa.types.is_uint64(column.type):
-            column = pc.if_else(pc.less(column, 2**63), column, None)
+            column = pc.if_else(pc.less(column, pa.scalar(2**63, pa.uint64())), column, None)
         whole = column.cast(pa.int64())
         numbers = pc.fill_null(whole, 0).to_numpy()
         units, limit = numbers // divisor, (2**63 - 1) // factor

@@ -66,8 +66,9 @@ def _hash_strings(array: pa.Array) -> _Hashes:
     lengths = np.diff(offsets)
     within = np.arange(last - first) - np.repeat(starts, lengths)
     terms = (data.astype(np.uint64) + np.uint64(1)) * _powers(int(lengths.max(initial=0)))[within]
-    running = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms, dtype=np.uint64)])
-    return running[starts + lengths] - running[starts]
+    running: _Hashes = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms, dtype=np.uint64)])
+    hashes: _Hashes = running[starts + lengths] - running[starts]
+    return hashes
 
 
 @lru_cache(maxsize=64)

@@ -30,7 +30,7 @@ from streamgauge.transforms.formats import FORMATS
 from streamgauge.transforms.formats.base import Format, Parsed
 from streamgauge.transforms.options import StreamgaugeOptions
 from streamgauge.transforms.readers import OpenReader, OpenReaders
-from streamgauge.transforms.record import JobRecord
+from streamgauge.transforms.record import DEAD_LETTERS, JobRecord
 from streamgauge.transforms.restriction import FINISHED, UNBOUNDED, Positions, PositionsCoder, PositionsTracker
 from streamgauge.transforms.sources import CONNECTORS
 from streamgauge.transforms.sources.base import Connector, RawBatch, Split
@@ -97,7 +97,7 @@ class ReadEvents(beam.PTransform):  # type: ignore[misc]
         outputs.events.element_type = BatchType(self.schema)
         outputs.rejected.element_type = BatchType(DEAD_LETTER_SCHEMA)
         if self.options.error_handling is None:
-            _ = outputs.rejected | "DeadLetters" >> WriteResults(to={"parquet": {"path": f"{folder or 'streamgauge-job'}/dead_letters"}})
+            _ = outputs.rejected | "DeadLetters" >> WriteResults(to={"parquet": {"path": f"{folder or 'streamgauge-job'}/{DEAD_LETTERS}"}})
             return outputs.events
         return {"events": outputs.events, self.options.error_handling.output: outputs.rejected}
 

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 _WRITE_EVERY_SECONDS = 0.2
+
+DEAD_LETTERS = "dead_letters"
+"""Folder of the dead letters that a job gives no other place."""
 
 
 class JobRecord:
@@ -56,8 +60,9 @@ class JobRecord:
         return self.folder is not None and (self.folder / "drain").exists()
 
     def clear(self) -> None:
-        """Forget what an earlier run left."""
+        """Forget what an earlier run left, its dead letters included."""
         if self.folder is None:
             return
+        shutil.rmtree(self.folder / DEAD_LETTERS, ignore_errors=True)
         for path in (*self.folder.glob("*/*.json"), self.folder / "drain"):
             path.unlink(missing_ok=True)

@@ -116,7 +116,7 @@ def main(brokers: str, database: str, events: int) -> None:
             f"CREATE TABLE {TABLE} (window_start TEXT, series TEXT, host TEXT, events INTEGER, total REAL, lo REAL, hi REAL,"
             " PRIMARY KEY (window_start, series, host))"
         )
-    connector = Kafka(Kafka.Options(brokers=brokers, topic=TOPIC, stop={partition: events // PARTITIONS for partition in range(PARTITIONS)}))
+    connector = Kafka(Kafka.Options(brokers=brokers, topic=TOPIC, stop=dict.fromkeys(range(PARTITIONS), events // PARTITIONS)))
     silence_unknown_options()
     with tempfile.TemporaryDirectory() as folder, EmbeddedFlink(folder) as flink:
         pipeline = beam.Pipeline(options=PipelineOptions(flink.pipeline_options()))

@@ -34,7 +34,7 @@ def java_version() -> str:
 
 def java(*args: str | os.PathLike[str]) -> list[str]:
     """A command line that runs Java with these arguments."""
-    return [str(java_binary()), *map(os.fspath, args)]
+    return [str(java_binary()), *(os.fspath(argument) for argument in args)]
 
 
 def run_java(*args: str | os.PathLike[str], timeout_s: float = 120.0) -> str:

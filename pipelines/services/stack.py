@@ -165,7 +165,7 @@ def _holder(port: int) -> str:
     """Who listens on a port, as far as we may see."""
     with contextlib.suppress(psutil.Error):
         for connection in psutil.net_connections("tcp"):
-            listens = connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+            listens = connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
             if listens and connection.pid:
                 process = psutil.Process(connection.pid)
                 since = time.strftime("%Y-%m-%d %H:%M", time.localtime(process.create_time()))

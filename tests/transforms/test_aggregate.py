@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import apache_beam as beam
@@ -33,7 +34,7 @@ def run(events: list[Event], cuts: list[int], disorder: int, **options: Any) -> 
     schema = with_disorder(FIELDS, disorder)
     edges = sorted({0, len(events), *(cut % (len(events) + 1) for cut in cuts)})
     elements = []
-    for first, last in zip(edges, edges[1:], strict=False):
+    for first, last in pairwise(edges):
         part = events[first:last]
         columns = [
             pa.array([time for time, _, _ in part]).cast(EVENT_TIME_TYPE),

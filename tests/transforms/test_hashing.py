@@ -24,7 +24,7 @@ def test_a_row_hashes_alike_wherever_it_stands(rows: list[tuple[str | None, int 
 
     together = hashes(rows)
     assert together == [hashes([row])[0] for row in rows]
-    by_hash = {value: row for value, row in zip(together, rows, strict=True)}
+    by_hash = dict(zip(together, rows, strict=True))
     assert len(by_hash) == len(set(rows)), "different rows of a small set collided"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import pairwise
 from typing import Any
 
 import duckdb
@@ -46,7 +47,7 @@ def merged_results(events: list[dict[str, Any]], by: tuple[str, ...], cuts: list
     partials = Partials(metric(by))
     stored: dict[tuple[int, int], list[pa.RecordBatch]] = {}
     edges = sorted({0, len(events), *(cut % (len(events) + 1) for cut in cuts)})
-    for first, last in zip(edges, edges[1:], strict=False):
+    for first, last in pairwise(edges):
         batch = pa.RecordBatch.from_pylist(events[first:last], schema=SCHEMA)
         times = batch.column(EVENT_TIME).cast(pa.int64()).to_numpy()
         for start, shard, partial in partials.of_events(batch, times // 1_000_000 * 1_000_000):

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streamgauge.transforms.config import user_error
+from streamgauge.transforms.config import did_you_mean, user_error
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,9 @@ def numeric_field(schema: pa.Schema, name: str, aggregate: str) -> pa.Field:
 
 
 def any_field(schema: pa.Schema, name: str, aggregate: str) -> pa.Field:
-    from streamgauge.transforms.config import did_you_mean
-
-    if name not in schema.names:
-        raise user_error(f"{aggregate} of '{name}': the schema has no such field{did_you_mean(name, schema.names)}; fields: {', '.join(schema.names)}")
+    fields = [field for field in schema.names if not field.startswith("__")]
+    if name not in fields:
+        raise user_error(f"{aggregate} of '{name}': the schema has no such field{did_you_mean(name, fields)}; fields: {', '.join(fields)}")
     return schema.field(name)
 
 
@@ -79,7 +78,3 @@ def values(name: str) -> Callable[[pa.RecordBatch], pa.Array]:
         return array
 
     return source
-
-
-def column(merged: Any, name: str) -> Any:
-    return merged.column(name)

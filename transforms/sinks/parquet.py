@@ -22,7 +22,7 @@ from streamgauge.transforms.sinks.base import SinkError
 from streamgauge.transforms.sinks.rows_util import RETRY_SECONDS, difference, latest, retrying
 
 _FILE_NAMES = {"hour": "%Y-%m-%dT%H", "day": "%Y-%m-%d", "month": "%Y-%m"}
-_POSITIONS_A_FILE = 100_000
+_POSITIONS_A_FILE = 1_000_000
 _SCHEMA_FILE = "_streamgauge.schema"
 _PARTITION_KEY = b"streamgauge.partition"
 

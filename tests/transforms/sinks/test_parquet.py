@@ -72,14 +72,14 @@ def letters(split: str, positions: list[int], message: str) -> pa.Table:
 
 def test_dead_letters_lie_by_split_and_position(tmp_path: Path) -> None:
     sink = opened(tmp_path, dead_letter.SCHEMA)
-    sink.write(letters("flights-0", [99_999, 100_000, 5], "first"))
+    sink.write(letters("flights-0", [999_999, 1_000_000, 5], "first"))
     names = files(tmp_path)
-    sink.write(letters("flights-0", [5, 99_999, 100_000], "again"))
+    sink.write(letters("flights-0", [5, 999_999, 1_000_000], "again"))
     assert files(tmp_path) == names and len(names) == 2
     sink.write(letters("flights-1", [5], "other split"))
     assert len(files(tmp_path)) == 3
     found = sorted((row["split"], row["position"], row["message"]) for row in sink.read().to_pylist())
-    assert found == [*(("flights-0", position, "again") for position in (5, 99_999, 100_000)), ("flights-1", 5, "other split")]
+    assert found == [*(("flights-0", position, "again") for position in (5, 999_999, 1_000_000)), ("flights-1", 5, "other split")]
 
 
 def test_what_a_killed_writer_left_is_ignored_and_overwritten(tmp_path: Path) -> None:

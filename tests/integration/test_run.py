@@ -1,0 +1,283 @@
+"""``streamgauge run`` from end to end, as a process: starts, ends, interruptions, mistakes. What it must store is computed here, in plain Python."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from streamgauge.pipelines.services.flink import latest_checkpoint
+from streamgauge.pipelines.services.process import free_port
+from streamgauge.transforms.record import JobRecord
+
+from tests.running import Command, listening, stored, until
+
+pytestmark = pytest.mark.integration
+
+JOB = """
+pipeline:
+  transforms:
+    - type: ReadEvents
+      config:
+        from: {files: {path: "in/*.ndjson", follow: FOLLOW}}
+        format: {json: {schema: {ts: "timestamp[ms]", key: string, value: int64}}}
+        time: {field: ts, disorder: 0s}
+    - type: AggregateWindows
+      input: ReadEvents
+      config:
+        metric: m
+        window: {tumbling: 1s}
+        by: [key]
+        aggregates: {n: count, total: {sum: value}}
+        emit: EMIT
+    - type: WriteResults
+      input: AggregateWindows
+      config: {to: TO}
+"""
+SQLITE = "{sqlite: {path: out/m.db, table: m}}"
+
+START = 1_767_225_600_000
+"""2026-01-01 00:00:00 UTC in milliseconds: the time of event 0; each later one is a millisecond later, 1,000 a window."""
+
+KEYS = 7
+STARTS = 20
+FAST_ENOUGH = 60.0
+"""Seconds from the start of the command to its first final row: a bound that only a broken start exceeds."""
+
+Rows = list[tuple[str, str, int, int, int]]
+
+
+def job(folder: Path, *, follow: bool = True, emit: str = "final", to: str = SQLITE) -> Path:
+    path = folder / "m.yaml"
+    (folder / "in").mkdir(exist_ok=True)
+    path.write_text(JOB.replace("FOLLOW", str(follow).lower()).replace("EMIT", emit).replace("TO", to))
+    return path
+
+
+def key_of(number: int) -> str:
+    return f"k{number % KEYS}"
+
+
+def append(folder: Path, first: int, end: int) -> None:
+    """Events ``[first, end)`` to the input file."""
+    with (folder / "in" / "a.ndjson").open("a") as file:
+        file.writelines(f'{{"ts":{START + i},"key":"{key_of(i)}","value":{i}}}\n' for i in range(first, end))
+
+
+def expected(events: int) -> Rows:
+    """What must be stored of the first ``events`` events, all windows closed."""
+    counts: Counter[tuple[int, str]] = Counter()
+    totals: Counter[tuple[int, str]] = Counter()
+    for i in range(events):
+        counts[i // 1000, key_of(i)] += 1
+        totals[i // 1000, key_of(i)] += i
+    return sorted((f"2026-01-01T00:{second // 60:02}:{second % 60:02}.000000Z", key, n, totals[second, key], 1) for (second, key), n in counts.items())
+
+
+def rows(folder: Path) -> Rows:
+    return stored(folder / "out" / "m.db", "SELECT window_start, key, n, total, final FROM m ORDER BY 1, 2")
+
+
+def finals(folder: Path) -> int:
+    return int((stored(folder / "out" / "m.db", "SELECT count(*) FROM m WHERE final") or [(0,)])[0][0])
+
+
+def consumed(folder: Path) -> int:
+    """Bytes of the input that the readers have passed, as the job's record says."""
+    return sum(split["position"] for split in JobRecord(folder / ".streamgauge/jobs/m/record").all("splits"))
+
+
+def checkpoint(folder: Path) -> Path | None:
+    return latest_checkpoint(folder / ".streamgauge/jobs/m/flink")
+
+
+def drain(folder: Path) -> None:
+    with Command(folder, "drain", "m.yaml") as command:
+        assert command.wait() == 0, command.err
+
+
+class Feed:
+    """Appends events to the input as time passes, whatever happens to the job."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.events = 0
+
+    def _run(self) -> None:
+        while not self._ended.wait(0.02):
+            append(self._folder, self.events, self.events + 500)
+            self.events += 500
+
+    def end(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+@contextmanager
+def feeding(folder: Path) -> Iterator[Feed]:
+    feed = Feed(folder)
+    feed._thread.start()
+    try:
+        yield feed
+    finally:
+        feed.end()
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job that ran to its end on Flink: what follows a completed run."""
+    folder = tmp_path_factory.mktemp("ended")
+    job(folder, follow=False)
+    append(folder, 0, 5_500)
+    with Command(folder, "run", "m.yaml", "--runner", "flink") as command:
+        until(lambda: finals(folder) or not command.running(), "a row is stored")
+        ports = command.ports()
+        assert command.wait() == 0, command.err
+        assert command.left_nothing() and len(ports) >= 3 and not listening(ports)
+        assert command.lines == ["m: embedded Flink, started anew", "m: done, 5,500 events, 0 rejected, 0 late"]
+    assert rows(folder) == expected(5_500)
+    return folder
+
+
+def test_rows_arrive_after_every_start(tmp_path: Path) -> None:
+    job(tmp_path)
+    append(tmp_path, 0, 3_000)
+    times = []
+    for _ in range(STARTS):
+        (tmp_path / "out" / "m.db").unlink(missing_ok=True)
+        with Command(tmp_path, "run", "m.yaml", "--fresh") as command:
+            until(lambda: finals(tmp_path), "a final row is stored", FAST_ENOUGH)
+            times.append(command.seconds)
+            command.send(signal.SIGINT)
+            assert command.wait() == 130
+    print(f"\n{len(times)} of {STARTS} starts brought rows; seconds to the first final row: {' '.join(f'{t:.1f}' for t in sorted(times))}")
+    assert len(times) == STARTS
+
+
+def test_an_interrupted_and_a_killed_job_resume_from_their_last_checkpoint(tmp_path: Path) -> None:
+    job(tmp_path)
+    with feeding(tmp_path) as feed:
+        for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)):
+            before = finals(tmp_path)
+            with Command(tmp_path, "run", "m.yaml") as command:
+                until(lambda before=before: finals(tmp_path) > before + 7 * KEYS, "windows are closed")
+                since = checkpoint(tmp_path)
+                until(lambda since=since: checkpoint(tmp_path) not in (None, since), "a checkpoint is complete")
+                ports = command.ports()
+                if number == signal.SIGKILL:
+                    command.kill_group()
+                else:
+                    command.send(number)
+                assert command.wait(30) == code
+                assert command.left_nothing() and not listening(ports)
+                found = checkpoint(tmp_path)
+                assert found is not None
+                started = "started anew" if before == 0 else "resumed from checkpoint chk-"
+                assert command.lines[0].startswith(f"m: embedded Flink, {started}")
+                if number != signal.SIGKILL:
+                    assert command.lines[1:] == [f"m: interrupted. The same command resumes it from checkpoint {found.name}; with --fresh it starts anew."]
+        with Command(tmp_path, "run", "m.yaml") as command:
+            until(lambda: command.lines, "it starts")
+            assert command.lines[0] == f"m: embedded Flink, resumed from checkpoint {found.name}"
+            before = finals(tmp_path)
+            until(lambda: finals(tmp_path) > before + 7 * KEYS, "windows are closed")
+            feed.end()
+            size = (tmp_path / "in" / "a.ndjson").stat().st_size
+            until(lambda: consumed(tmp_path) == size, "all is read")
+            drain(tmp_path)
+            assert command.wait() == 0, command.err
+            assert command.lines[-1].startswith("m: done, ") and command.lines[-1].endswith(" 0 rejected, 0 late")
+            assert command.left_nothing()
+    assert rows(tmp_path) == expected(feed.events)
+
+
+def test_fresh_starts_anew_and_a_changed_job_is_refused_without_it(tmp_path: Path) -> None:
+    path = job(tmp_path)
+    append(tmp_path, 0, 3_000)
+    with Command(tmp_path, "run", "m.yaml") as command:
+        until(lambda: finals(tmp_path) and checkpoint(tmp_path), "there are a row and a checkpoint")
+        with Command(tmp_path, "run", "m.yaml") as second:
+            assert second.wait(30) == 2
+            assert second.lines == [f"m is running already, in {tmp_path / '.streamgauge/jobs/m'}; stop it first, or give the copy another file name"]
+        command.send(signal.SIGINT)
+        assert command.wait(30) == 130
+    path.write_text(path.read_text().replace("tumbling: 1s", "tumbling: 2s"))
+    name = getattr(checkpoint(tmp_path), "name", None)
+    with Command(tmp_path, "run", "m.yaml") as command:
+        assert command.wait(30) == 2
+        assert command.lines == [f"m.yaml: the job has changed since checkpoint {name}; undo the change to resume, or start anew with --fresh"]
+    path.write_text(path.read_text().replace("tumbling: 2s", "tumbling: 1s") + "# the same job with a comment\n")
+    (tmp_path / "out" / "m.db").unlink()
+    with Command(tmp_path, "run", "m.yaml", "--fresh") as command:
+        until(lambda: finals(tmp_path) == 2 * KEYS, "what was read before is read again")
+        assert command.lines == ["m: embedded Flink, started anew"]
+        append(tmp_path, 3_000, 4_200)
+        until(lambda: consumed(tmp_path) == (tmp_path / "in" / "a.ndjson").stat().st_size, "all is read")
+        drain(tmp_path)
+        assert command.wait() == 0, command.err
+    assert rows(tmp_path) == expected(4_200)
+
+
+def test_a_run_after_a_completed_one_starts_anew(ended: Path) -> None:
+    (ended / "out" / "m.db").unlink()
+    with Command(ended, "run", "m.yaml", "--runner", "flink") as command:
+        assert command.wait() == 0, command.err
+        assert command.lines == ["m: embedded Flink, started anew", "m: done, 5,500 events, 0 rejected, 0 late"]
+    assert rows(ended) == expected(5_500)
+
+
+def test_early_results_come_before_the_window_closes_and_end_as_final_ones(tmp_path: Path) -> None:
+    job(tmp_path, emit="{every: 200ms}")
+    append(tmp_path, 0, 500)
+    with Command(tmp_path, "run", "m.yaml") as command:
+        until(lambda: sum(row[2] for row in rows(tmp_path)) == 500, "early rows count all events")
+        assert rows(tmp_path) == [(*row[:4], 0) for row in expected(500)]
+        append(tmp_path, 500, 700)
+        until(lambda: sum(row[2] for row in rows(tmp_path)) == 700, "they are brought up to date")
+        assert finals(tmp_path) == 0
+        drain(tmp_path)
+        assert command.wait() == 0, command.err
+    assert rows(tmp_path) == expected(700)
+
+
+@pytest.mark.parametrize("runner", ["direct", "flink"])
+@pytest.mark.parametrize(
+    ("to", "words"),
+    [
+        ("{sqlite: {path: in, table: m}}", "unable to open database file"),
+        ("{questdb: {url: 'http://127.0.0.1:PORT', table: m}}", "questdb:127.0.0.1:PORT/m: "),
+    ],
+    ids=["folder", "refused"],
+)
+def test_a_store_that_cannot_be_written_is_told_in_one_line(tmp_path: Path, runner: str, to: str, words: str) -> None:
+    port = str(free_port())
+    job(tmp_path, follow=False, to=to.replace("PORT", port))
+    append(tmp_path, 0, 3_000)
+    with Command(tmp_path, "run", "m.yaml", "--runner", runner) as command:
+        assert command.wait(90) == 1
+        assert len(command.lines) == 1 and words.replace("PORT", port) in command.lines[0]
+        assert command.left_nothing()
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ('files: {path: "none/*.ndjson"}', "no file matches none/*.ndjson"),
+        ('kafka: {brokers: "127.0.0.1:PORT", topic: t}', "127.0.0.1:PORT"),
+    ],
+    ids=["file", "broker"],
+)
+def test_a_source_that_is_not_there_is_told_in_one_line(tmp_path: Path, source: str, words: str) -> None:
+    port = str(free_port())
+    path = job(tmp_path)
+    path.write_text(path.read_text().replace('files: {path: "in/*.ndjson", follow: true}', source.replace("PORT", port)))
+    with Command(tmp_path, "run", "m.yaml", "--runner", "flink") as command:
+        assert command.wait(90) == 1
+        assert len(command.lines) == 1 and words.replace("PORT", port) in command.lines[0]
+        assert command.left_nothing()
