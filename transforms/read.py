@@ -34,7 +34,7 @@ from streamgauge.transforms.record import DEAD_LETTERS, JobRecord
 from streamgauge.transforms.restriction import FINISHED, UNBOUNDED, Positions, PositionsCoder, PositionsTracker
 from streamgauge.transforms.sources import CONNECTORS
 from streamgauge.transforms.sources.base import Connector, RawBatch, Split
-from streamgauge.transforms.splits import DiscoverSplits, ListSplits, split_of
+from streamgauge.transforms.splits import DiscoverSplits, ListSplits, SplitElement, split_of
 from streamgauge.transforms.watermark import SplitWatermark
 from streamgauge.transforms.write import WriteResults
 
@@ -88,10 +88,10 @@ class ReadEvents(beam.PTransform):  # type: ignore[misc]
         folder = begin.pipeline.options.view_as(StreamgaugeOptions).record_folder
         impulse = begin | beam.Impulse()
         if self.connector.bounded:
-            splits = impulse | "Splits" >> beam.ParDo(ListSplits(self.connector)).with_output_types(bytes)
+            splits = impulse | "Splits" >> beam.ParDo(ListSplits(self.connector)).with_output_types(SplitElement)
             read: _Read = _Read(self, folder)
         else:
-            splits = impulse | "Splits" >> beam.ParDo(DiscoverSplits(self.connector, folder)).with_output_types(bytes)
+            splits = impulse | "Splits" >> beam.ParDo(DiscoverSplits(self.connector, folder)).with_output_types(SplitElement)
             read = _ReadUnbounded(self, folder)
         outputs = splits | "Read" >> beam.ParDo(read).with_outputs("rejected", main="events")
         outputs.events.element_type = BatchType(self.schema)

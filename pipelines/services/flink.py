@@ -117,6 +117,9 @@ class EmbeddedFlink(FlinkRest):
         command = java(
             f"-Xmx{self._heap}",
             "-XX:+ExitOnOutOfMemoryError",
+            # Events never pass through the JVM one by one: its optimising compiler costs more than it can save
+            # (11 CPU seconds with it, 5 without, for a job of 3 million events).
+            "-XX:TieredStopAtLevel=1",
             *(f"--add-opens=java.base/java.{package}=ALL-UNNAMED" for package in OPENS),
             f"-Djava.io.tmpdir={temporary}",
             "-Djava.net.preferIPv4Stack=true",

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from typing import Any
+
+import apache_beam as beam
+import pytest
+from apache_beam import coders
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.portability import common_urns
+from apache_beam.portability.api import beam_runner_api_pb2
+from streamgauge.transforms.hashing import MAX_PARALLELISM, flink_key_group
+from streamgauge.transforms.read import ReadEvents
+from streamgauge.transforms.sources.base import Split
+from streamgauge.transforms.splits import SplitElement, split_element, split_of
+
+from tests.memory import memory
+
+
+def test_an_element_tells_its_split() -> None:
+    split = Split("a-0", 3, 9)
+    element = coders.registry.get_coder(SplitElement)
+    for later in (False, True):
+        encoded = element.encode(split_element(0, split, found_later=later))
+        assert split_of(element.decode(encoded)) == (split, later)
+
+
+def test_elements_are_spread_over_the_key_groups() -> None:
+    groups = [flink_key_group(bytes(split_element(index, Split(f"t-{index}", 0)))) for index in range(8)]
+    assert sorted(group * 8 // MAX_PARALLELISM for group in groups) == list(range(8))
+
+
+def test_flink_is_shown_the_same_bytes_as_of_plain_bytes() -> None:
+    element = split_element(0, Split("a", 0))
+    assert coders.registry.get_coder(SplitElement).encode(element) == coders.BytesCoder().encode(bytes(element))
+
+
+@pytest.mark.parametrize("endless", [False, True])
+def test_splittable_dofns_whose_elements_share_a_coder_share_that_of_restrictions(endless: bool) -> None:
+    """The runners in Java mix them up otherwise."""
+    pipeline = beam.Pipeline(options=PipelineOptions([]))
+    for name in "ab":
+        source = {"from": memory({"s": [b"{}"]}, endless=endless)}
+        _ = pipeline | name >> ReadEvents(**source, format={"json": {"schema": {"ts": "timestamp"}}}, time={"field": "ts"})
+    components = pipeline.to_runner_api().components
+    found: dict[str, set[str]] = {}
+    for transform in components.transforms.values():
+        if transform.spec.urn == common_urns.primitives.PAR_DO.urn:
+            payload: Any = beam_runner_api_pb2.ParDoPayload.FromString(transform.spec.payload)
+            if payload.restriction_coder_id:
+                (main,) = transform.inputs.values()
+                found.setdefault(components.pcollections[main].coder_id, set()).add(payload.restriction_coder_id)
+    assert len(found) == (2 if endless else 1)
+    assert all(len(restrictions) == 1 for restrictions in found.values())
