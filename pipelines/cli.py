@@ -119,6 +119,12 @@ def _drain(options: argparse.Namespace, others: list[str]) -> int:
     return DONE
 
 
+def _demo(options: argparse.Namespace, others: list[str]) -> int:
+    from streamgauge.pipelines.demo import run_demo
+
+    return run_demo(kafka=options.kafka, rate=options.rate)
+
+
 def _stack(options: argparse.Namespace, others: list[str]) -> int:
     from streamgauge.pipelines.job import home
     from streamgauge.pipelines.services import stack
@@ -169,6 +175,10 @@ def _parser() -> argparse.ArgumentParser:
     stack.add_argument("servers", nargs="*", metavar="SERVER", help="kafka, questdb; default: all")
     stack.add_argument("--folder", type=Path, help="where their data, logs and state are; default: .streamgauge/stack")
     stack.add_argument("--json", action="store_true")
+
+    demo = _command(commands, "demo", _demo, "a year of real flights as a live stream, through an embedded Flink, into exact hourly results, checked")
+    demo.add_argument("--kafka", action="store_true", help="through a Kafka broker and into QuestDB, both started here")
+    demo.add_argument("--rate", type=float, default=20_000, help="events a second (default: %(default)s)")
     return parser
 
 

@@ -1,11 +1,10 @@
 """The demonstration: a year of flights as a live stream, through an embedded Flink, into exact hourly results, checked.
 
-``scripts/demo`` calls it. Everything it makes is in one folder, ``.streamgauge/demo``, laid anew each time.
+``scripts/demo`` calls it, as does ``streamgauge demo``. Everything it makes is in one folder, ``.streamgauge/demo``, laid anew each time.
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import subprocess
 import sys
@@ -20,31 +19,20 @@ from rich.console import Console
 from streamgauge.pipelines.flights import PARTITIONS, FlightsInput, write_events
 from streamgauge.pipelines.job import Job, home, job_folder, load_job
 from streamgauge.pipelines.run import run_job
-from streamgauge.pipelines.services.errors import ServiceError
 from streamgauge.pipelines.services.kafka import KafkaServer
 from streamgauge.pipelines.services.questdb import QuestDbServer
 from streamgauge.pipelines.verify import verify_job
 from streamgauge.pipelines.verify_report import show
 from streamgauge.transforms.record import JobRecord
 
-RATE = 20_000.0
-"""Lines a second: the year passes in about 17 seconds."""
-
 TOPIC = "flights"
 
 JOBS = resources.files("streamgauge.templates") / "jobs"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--kafka", action="store_true", help="Through a Kafka broker and into QuestDB, both started here.")
-    parser.add_argument("--rate", type=float, default=RATE, help="Events a second; default %(default)s.")
-    options = parser.parse_args()
-    try:
-        return _with_kafka(options.rate) if options.kafka else _with_files(options.rate)
-    except ServiceError as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
+def run_demo(*, kafka: bool, rate: float) -> int:
+    """Plays the year at ``rate`` events a second (20,000: in 17 seconds). Returns 0 when the results agree, 1 when they do not."""
+    return _with_kafka(rate) if kafka else _with_files(rate)
 
 
 def _with_files(rate: float) -> int:
@@ -135,7 +123,3 @@ def _verdict(job: Job, where: str) -> int:
     verdict = verify_job(job)
     show(verdict, Console(highlight=False))
     return 0 if verdict.agrees else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -27,7 +27,7 @@ from streamgauge.pipelines.job import Job, JobError, job_folder
 from streamgauge.pipelines.live import View, view
 from streamgauge.pipelines.progress import snapshot
 from streamgauge.pipelines.services.errors import ServiceError
-from streamgauge.pipelines.services.flink import EmbeddedFlink, latest_checkpoint, silence_unknown_options
+from streamgauge.pipelines.services.flink import EmbeddedFlink, flink_options, latest_checkpoint, silence_unknown_options
 from streamgauge.transforms.record import JobRecord
 
 POLL_SECONDS = 0.5
@@ -104,7 +104,9 @@ def _run_direct(job: Job, folder: Path, options: list[str], shown: View) -> int:
 def _run_elsewhere(job: Job, folder: Path, runner: str, flink: str | None, options: list[str], shown: View) -> int:
     """Submitted with Beam's own options: a job server of the user's, Beam's FlinkRunner, Dataflow."""
     chosen = {"flink": "PortableRunner", "dataflow": "DataflowRunner"}.get(runner, runner)
-    where = [f"--job_endpoint={flink}"] if flink else []
+    where = [f"--job_endpoint={flink}", "--environment_type=LOOPBACK"] if flink else []
+    if "flink" in runner.lower() and not job.bounded:
+        where += ["--streaming", *flink_options(_option(options, "parallelism", PARALLELISM), _option(options, "checkpointing_interval", CHECKPOINT_MS))]
     shown.say(f"{job.name}: {chosen}{f' at {flink}' if flink else ''}")
     result = _build(job, folder, [f"--runner={chosen}", *where, *options]).run()
     state = result.wait_until_finish()
