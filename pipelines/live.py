@@ -84,11 +84,14 @@ class _PlainView:
 
 
 class _JsonView:
+    def __init__(self) -> None:
+        self._people = sys.stderr
+
     def show(self, snapshot: Snapshot) -> None:
         print(json.dumps({"time": time.time(), **snapshot.as_dict()}), flush=True)
 
     def say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(text, file=self._people, flush=True)
 
     def close(self) -> None:
         pass
@@ -103,7 +106,7 @@ class _TerminalView:
 
     def show(self, snapshot: Snapshot) -> None:
         if self._live is None:
-            self._live = Live(console=self._console, refresh_per_second=4, transient=False)
+            self._live = Live(console=self._console, refresh_per_second=4, transient=False, redirect_stderr=False)
             self._live.start()
         self._live.update(self._table(snapshot))
 

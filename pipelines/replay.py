@@ -17,10 +17,9 @@ STEP_SECONDS = 0.05
 
 def paced(lines: Iterable[Line], rate: float, put: Callable[[Line], None], flush: Callable[[], None]) -> None:
     """Puts ``rate`` lines a second, in steps of 50 ms."""
-    began, sent = time.monotonic(), 0
-    for line in lines:
+    began = time.monotonic()
+    for sent, line in enumerate(lines, start=1):
         put(line)
-        sent += 1
         if sent % max(int(rate * STEP_SECONDS), 1) == 0:
             flush()
             time.sleep(max(began + sent / rate - time.monotonic(), 0))

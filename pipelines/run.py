@@ -9,30 +9,36 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import shutil
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import apache_beam as beam
+import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_handlers
 from apache_beam.yaml.yaml_transform import expand_pipeline
 
-from streamgauge.pipelines.job import Job, JobError, job_folder
+from streamgauge.pipelines.job import Job, JobError, Output, job_folder, origins
 from streamgauge.pipelines.live import View, view
 from streamgauge.pipelines.progress import snapshot
 from streamgauge.pipelines.services.errors import ServiceError
 from streamgauge.pipelines.services.flink import EmbeddedFlink, flink_options, latest_checkpoint, silence_unknown_options
+from streamgauge.pipelines.services.process import tail
+from streamgauge.transforms.aggregate import late_schema
+from streamgauge.transforms.dead_letter import SCHEMA as DEAD_LETTER_SCHEMA
 from streamgauge.transforms.record import JobRecord
+from streamgauge.transforms.rows import RowSpec
 
 POLL_SECONDS = 0.5
 PARALLELISM = 2
 CHECKPOINT_MS = 1_000
+LOG_LINES = 200
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
@@ -50,14 +56,42 @@ def run_job(job: Job, *, runner: str | None, flink: str | None, fresh: bool, opt
     runner = runner or ("direct" if job.bounded else "flink")
     folder = job_folder(job.name)
     folder.mkdir(parents=True, exist_ok=True)
-    with _only_run(folder, job.name), _logs_to(folder / "worker.log"), _view(job.name, json_lines) as shown:
+    with _only_run(folder, job.name), _view(job.name, json_lines) as shown, _logs_to(folder / "worker.log"):
         for read in job.reads:
             read.source.create().splits()
+        if runner in ("direct", "flink") and flink is None:
+            _open_stores(job)
         if runner == "direct":
             return _run_direct(job, folder, options, shown)
         if runner == "flink" and flink is None:
             return _run_embedded(job, folder, fresh, options, shown)
         return _run_elsewhere(job, folder, runner, flink, options, shown)
+
+
+def _open_stores(job: Job) -> None:
+    """Opens each store once: a wrong path or address is found before anything starts, and not by a worker that tries again and again."""
+    for step in job.of("WriteResults"):
+        for output in origins(step):
+            schema = _row_schema(output)
+            if schema is None:
+                continue
+            sink = step.options.to.create()
+            try:
+                sink.open(schema, RowSpec.of(schema))
+            except ValueError as error:
+                raise JobError(f"{job.path}:{step.line}: {error}") from None
+            finally:
+                sink.close()
+
+
+def _row_schema(output: Output) -> pa.Schema | None:
+    """Columns of the rows of an output; None where a transform of Beam's makes them."""
+    metric = output.step.metric
+    if output.kind == "dead letters":
+        return DEAD_LETTER_SCHEMA
+    if metric is None:
+        return None
+    return late_schema(metric) if output.kind == "late events" else metric.result_schema
 
 
 def _build(job: Job, folder: Path, options: list[str], runner: Any = None) -> beam.Pipeline:
@@ -86,11 +120,12 @@ def _run_direct(job: Job, folder: Path, options: list[str], shown: View) -> int:
     follower = threading.Thread(target=follow, daemon=True)
     follower.start()
     try:
-        _build(job, folder, options, FnApiRunner()).run().wait_until_finish()
-    except KeyboardInterrupt:
-        shown.say("interrupted; a bounded job on the DirectRunner starts anew the next time")
-        return INTERRUPTED
-    except Exception as error:  # the runner raises whatever a worker raised
+        with _stderr_to(folder / "worker.log"), _interrupts(at_once=True) as interrupted:
+            _build(job, folder, options, FnApiRunner()).run().wait_until_finish()
+    except (KeyboardInterrupt, Exception) as error:  # the runner raises whatever a worker raised, and Ctrl-C in a worker as an error
+        if interrupted.is_set():
+            shown.say(f"{job.name}: interrupted. The same command starts it anew: the DirectRunner keeps no checkpoints.")
+            return INTERRUPTED
         shown.say(f"{job.name} failed: {_reason(str(error))} (log: {folder / 'worker.log'})")
         return 1
     finally:
@@ -107,9 +142,13 @@ def _run_elsewhere(job: Job, folder: Path, runner: str, flink: str | None, optio
     where = [f"--job_endpoint={flink}", "--environment_type=LOOPBACK"] if flink else []
     if "flink" in runner.lower() and not job.bounded:
         where += ["--streaming", *flink_options(_option(options, "parallelism", PARALLELISM), _option(options, "checkpointing_interval", CHECKPOINT_MS))]
+    JobRecord(folder / "record").clear()
     shown.say(f"{job.name}: {chosen}{f' at {flink}' if flink else ''}")
-    result = _build(job, folder, [f"--runner={chosen}", *where, *options]).run()
-    state = result.wait_until_finish()
+    try:
+        state = _build(job, folder, [f"--runner={chosen}", *where, *options]).run().wait_until_finish()
+    except RuntimeError as error:  # of the runner, with what the job server said
+        shown.say(f"{job.name} failed: {_reason(str(error))} (log: {folder / 'worker.log'})")
+        return 1
     return 0 if state == "DONE" else 1
 
 
@@ -123,8 +162,10 @@ def _run_embedded(job: Job, folder: Path, fresh: bool, options: list[str], shown
         folder / "flink", _option(options, "parallelism", PARALLELISM), _option(options, "checkpointing_interval", CHECKPOINT_MS), restore_from=checkpoint
     )
     shown.say(f"{job.name}: embedded Flink, " + (f"resumed from checkpoint {checkpoint.name}" if checkpoint else "started anew"))
-    with flink, _interrupts() as interrupted:
-        state.started()
+    state.started(checkpoint)
+    flink.start()
+    # Bundles that the end of Flink cuts off fail too.
+    with _stderr_to(folder / "worker.log"), flink, _interrupts() as interrupted:
         result = _build(job, folder, [*flink.pipeline_options(), *options]).run()
         follower = _Follower(flink, record, job.name, shown)
         ended = follower.follow(interrupted, lambda: str(result.state))
@@ -139,7 +180,7 @@ def _run_embedded(job: Job, folder: Path, fresh: bool, options: list[str], shown
             how = f"from checkpoint {found.name}" if found else "from its start (there was no checkpoint yet)"
             shown.say(f"{job.name}: interrupted. The same command resumes it {how}; with --fresh it starts anew.")
             return INTERRUPTED
-        shown.say(f"{job.name} failed: {_reason(follower.failure())} (logs: {folder / 'worker.log'}, {flink.log_path})")
+        shown.say(f"{job.name} failed: {follower.failure()} (logs: {folder / 'worker.log'}, {flink.log_path})")
         return 1
 
 
@@ -157,7 +198,7 @@ class _State:
             return None
         values = json.loads(self._path.read_text())
         found = latest_checkpoint(self._folder / "flink")
-        if values["completed"] or found is None or found.stat().st_mtime < values["started"]:
+        if values["completed"] or found is None:
             return None
         if values["job"] != self._job.fingerprint:
             raise JobError(
@@ -165,14 +206,18 @@ class _State:
             )
         return found
 
-    def started(self) -> None:
+    def started(self, checkpoint: Path | None) -> None:
+        """Only what the run resumes from is kept: whatever checkpoint there is later, it is one of this job."""
+        for run in (self._folder / "flink" / "checkpoints").glob("*"):
+            if checkpoint is None or run not in checkpoint.parents:
+                shutil.rmtree(run, ignore_errors=True)
         self._write(completed=False)
 
     def completed(self) -> None:
         self._write(completed=True)
 
     def _write(self, *, completed: bool) -> None:
-        self._path.write_text(json.dumps({"job": self._job.fingerprint, "started": time.time(), "completed": completed}))
+        self._path.write_text(json.dumps({"job": self._job.fingerprint, "completed": completed}))
 
 
 class _Follower:
@@ -182,6 +227,7 @@ class _Follower:
         self._flink, self._record, self._name, self._shown = flink, record, name, shown
         self._job_id: str | None = None
         self._told_restarts = 0
+        self._why: str | None = None
 
     def follow(self, interrupted: threading.Event, state: Callable[[], str]) -> str:
         """``done``, ``interrupted`` or ``failed``."""
@@ -192,11 +238,15 @@ class _Follower:
                 self._job_id = next((str(job["jid"]) for job in self._quietly(self._flink.jobs, [])), None)
                 continue
             self._shown.show(snapshot(self._record, self._figures()))
-            if self._quietly(lambda: self._flink.at_end(str(self._job_id)), False):
-                if self._quietly(lambda: self._flink.checkpoint_now(str(self._job_id)), False):
-                    self._shown.show(snapshot(self._record, self._figures()))
-                    return "done"
+            at_end = self._quietly(lambda: self._flink.at_end(str(self._job_id)), False)
+            if at_end and self._quietly(lambda: self._flink.checkpoint_now(str(self._job_id)), False):
+                self._shown.show(snapshot(self._record, self._figures()))
+                return "done"
         return "interrupted"
+
+    def _ended(self) -> bool:
+        """All input was processed, and what came of it is durable: the sinks' bundles ended before the checkpoint."""
+        return self._flink.at_end(str(self._job_id)) and self._flink.checkpoint_now(str(self._job_id))
 
     def stop(self) -> None:
         """Cancel the job; its checkpoints stay."""
@@ -204,9 +254,8 @@ class _Follower:
             self._quietly(lambda: self._flink.cancel(str(self._job_id)), None)
 
     def failure(self) -> str:
-        """The newest exception of the job, else what the log ends with."""
-        found = self._quietly(lambda: self._flink.exceptions(str(self._job_id)), []) if self._job_id else []
-        return str(found[0]["stacktrace"]) if found else "see the logs"
+        """Why the job failed: a mini cluster that has given up answers no more, so this is the reason it last restarted, else what its log ends with."""
+        return self._why or _reason(tail(self._flink.log_path, LOG_LINES))
 
     def _figures(self) -> dict[str, int]:
         checkpoints = self._quietly(lambda: self._flink.checkpoints(str(self._job_id)), {})
@@ -216,7 +265,8 @@ class _Follower:
         failures = self._quietly(lambda: self._flink.exceptions(str(self._job_id)), [])
         if len(failures) > self._told_restarts:
             self._told_restarts = len(failures)
-            self._shown.say(f"{self._name}: restarting from the last checkpoint: {_reason(str(failures[0]['stacktrace']))}")
+            self._why = _reason(str(failures[0]["stacktrace"]))
+            self._shown.say(f"{self._name}: restarting from the last checkpoint: {self._why}")
         return {
             "checkpoints": int(checkpoints["counts"]["completed"]),
             "checkpoint_bytes": int(latest.get("state_size", 0)),
@@ -234,12 +284,22 @@ class _Follower:
 
 
 def _reason(trace: str) -> str:
-    """The one line of a stack trace that says why: the innermost cause, Python's rather than Java's."""
-    lines = [line.strip() for line in trace.splitlines() if line.strip()]
-    python = [line for line in lines if line.split(":")[0].endswith(("Error", "Exception", "Mismatch", "Warning")) and not line.startswith(("Caused by", "java.", "org.", "at "))]
-    causes = [line.removeprefix("Caused by: ") for line in lines if line.startswith("Caused by: ")]
-    found = (python or causes[-1:] or lines[:1] or ["unknown"])[-1]
-    return found.split(" [while running")[0]
+    """The one line of a stack trace that says why: Python's last exception, else Java's innermost cause.
+
+    >>> _reason("java.lang.X: Traceback (most recent call last):\\n  File 1\\nstruct.error: too short [while running 'Read']\\n\\n\\tat java")
+    'struct.error: too short'
+    >>> _reason("java.lang.X: failed\\nCaused by: java.io.Y: no space\\n\\tat java")
+    'java.io.Y: no space'
+    """
+    lines = [line for line in trace.splitlines() if line.strip()]
+    python = [
+        next((line for line in lines[number + 1 :] if not line[0].isspace()), "")
+        for number, line in enumerate(lines) if line.endswith("Traceback (most recent call last):")
+    ]  # fmt: skip
+    causes = [line.strip().removeprefix("Caused by: ") for line in lines if line.strip().startswith("Caused by: ")]
+    found = next((line for line in (*reversed(python), *reversed(causes), *lines) if line), "unknown")
+    kind, _, message = found.split(" [while running")[0].partition(": ")
+    return message if kind.endswith((".SinkError", ".SourceError")) else f"{kind}: {message}" if message else kind
 
 
 def _done(name: str, record: JobRecord) -> str:
@@ -284,7 +344,8 @@ def _only_run(folder: Path, name: str) -> Iterator[None]:
 @contextmanager
 def _logs_to(path: Path) -> Iterator[None]:
     """What Beam and the workers log goes to a file: people see the view, and a line for each failure."""
-    handler = logging.FileHandler(path, mode="w")
+    path.unlink(missing_ok=True)
+    handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     root = logging.getLogger()
     before, root.handlers = root.handlers, [handler]
@@ -304,14 +365,22 @@ def _logs_to(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Set by Ctrl-C and by SIGTERM; a second Ctrl-C ends at once."""
+def _stderr_to(path: Path) -> Iterator[None]:
+    """Beam's worker prints the stack trace of every failed bundle, besides logging it."""
+    with path.open("a") as file, redirect_stderr(file):
+        yield
+
+
+@contextmanager
+def _interrupts(*, at_once: bool = False) -> Iterator[threading.Event]:
+    """Set by Ctrl-C and by SIGTERM; a second one, or with ``at_once`` the first, raises KeyboardInterrupt too."""
     event = threading.Event()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
+        again = event.is_set()
         event.set()
+        if again or at_once:
+            raise KeyboardInterrupt
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

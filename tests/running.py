@@ -23,11 +23,12 @@ _MARK = "STREAMGAUGE_TEST_RUN"
 _CLASS_DATA = "class_archive.py"
 
 
-def until(reached: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
-    """What ``reached`` returns, once it is true."""
+def until(reached: Callable[[], Any], what: str, seconds: float = PATIENCE, *, of: Command | None = None) -> Any:
+    """What ``reached`` returns, once it is true; fails at once when the command that should bring it about has ended."""
     deadline = time.monotonic() + seconds
     while not (result := reached()):
         assert time.monotonic() < deadline, f"in {seconds:g} s it did not happen that {what}"
+        assert of is None or of.running() or reached(), f"the command ended before {what}: {of.out[-2000:]}{of.err[-2000:]}"
         time.sleep(0.02)
     return result
 
@@ -109,18 +110,18 @@ class Command:
                 continue
         return found
 
-    def left_nothing(self, seconds: float = 20.0) -> bool:
-        """Whether all of its processes have ended; those whose end was a signal have a moment."""
+    def left_nothing(self, ports: set[int], seconds: float = 20.0) -> bool:
+        """Whether all of its processes have ended and nobody listens on its ports; what was ended by a signal has a moment for that."""
         deadline = time.monotonic() + seconds
-        while self.processes():
+        while self.processes() or _listening(ports):
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.05)
         return True
 
 
-def listening(ports: set[int]) -> set[int]:
-    """Which of the ports somebody listens on."""
+def _listening(ports: set[int]) -> set[int]:
+    """Which of the ports somebody listens on: a process that is ending has lost its environment before its sockets."""
     return ports & {each.laddr.port for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN}
 
 

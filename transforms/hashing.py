@@ -91,7 +91,7 @@ def _mix(values: _Hashes) -> _Hashes:
 def spread_key(index: int, candidate: Callable[[int], bytes]) -> bytes:
     """The first of ``candidate(0), candidate(1), ...`` that Flink puts into the key group of ``index``.
 
-    Flink hashes keys to key groups, and a handful of keys hashed at random lands unevenly (facts: 4 keys on 2
+    Flink hashes keys to key groups, and a handful of keys hashed at random lands unevenly (4 keys on 2
     subtasks go 4:0 one time in eight). The key groups wanted here follow the van der Corput sequence (bits of the index
     reversed): any number of first members is spread evenly over any number of subtasks, and adding one moves none.
     """

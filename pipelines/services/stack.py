@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import psutil
+
 from streamgauge.pipelines.services.cache import locked
 from streamgauge.pipelines.services.errors import ServiceError
 from streamgauge.pipelines.services.kafka import KafkaServer

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from streamgauge.pipelines.services.kafka import KafkaServer
 from streamgauge.transforms.sources import kafka as kafka_source
 from streamgauge.transforms.sources.base import RawBatch, SourceError, Split

@@ -12,12 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
+
 from streamgauge.pipelines.services.questdb import QuestDbServer
 from streamgauge.transforms.rows import RowSpec
 from streamgauge.transforms.sinks import questdb
 from streamgauge.transforms.sinks.base import SinkError
 from streamgauge.transforms.sinks.questdb import QuestDb, QuestDbOptions
-
 from tests.transforms.sinks import cases
 
 pytestmark = pytest.mark.integration

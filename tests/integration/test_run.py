@@ -5,16 +5,14 @@ from __future__ import annotations
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from streamgauge.pipelines.services.flink import latest_checkpoint
 from streamgauge.pipelines.services.process import free_port
 from streamgauge.transforms.record import JobRecord
-
-from tests.running import Command, listening, stored, until
+from tests.running import Command, stored, until
 
 pytestmark = pytest.mark.integration
 
@@ -86,9 +84,10 @@ def finals(folder: Path) -> int:
     return int((stored(folder / "out" / "m.db", "SELECT count(*) FROM m WHERE final") or [(0,)])[0][0])
 
 
-def consumed(folder: Path) -> int:
-    """Bytes of the input that the readers have passed, as the job's record says."""
-    return sum(split["position"] for split in JobRecord(folder / ".streamgauge/jobs/m/record").all("splits"))
+def all_read(folder: Path) -> bool:
+    """Whether the readers have passed the end of the input, as the job's record says."""
+    splits = JobRecord(folder / ".streamgauge/jobs/m/record").all("splits")
+    return sum(split["position"] for split in splits) == (folder / "in" / "a.ndjson").stat().st_size
 
 
 def checkpoint(folder: Path) -> Path | None:
@@ -101,7 +100,7 @@ def drain(folder: Path) -> None:
 
 
 class Feed:
-    """Appends events to the input as time passes, whatever happens to the job."""
+    """Appends events to the input as time passes, whatever happens to the job: about 20,000 a second."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -114,19 +113,16 @@ class Feed:
             append(self._folder, self.events, self.events + 500)
             self.events += 500
 
+    def __enter__(self) -> Feed:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
     def end(self) -> None:
         self._ended.set()
         self._thread.join()
-
-
-@contextmanager
-def feeding(folder: Path) -> Iterator[Feed]:
-    feed = Feed(folder)
-    feed._thread.start()
-    try:
-        yield feed
-    finally:
-        feed.end()
 
 
 @pytest.fixture(scope="module")
@@ -136,10 +132,10 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     job(folder, follow=False)
     append(folder, 0, 5_500)
     with Command(folder, "run", "m.yaml", "--runner", "flink") as command:
-        until(lambda: finals(folder) or not command.running(), "a row is stored")
+        until(lambda: finals(folder), "a row is stored", of=command)
         ports = command.ports()
         assert command.wait() == 0, command.err
-        assert command.left_nothing() and len(ports) >= 3 and not listening(ports)
+        assert len(ports) >= 3 and command.left_nothing(ports)
         assert command.lines == ["m: embedded Flink, started anew", "m: done, 5,500 events, 0 rejected, 0 late"]
     assert rows(folder) == expected(5_500)
     return folder
@@ -152,7 +148,7 @@ def test_rows_arrive_after_every_start(tmp_path: Path) -> None:
     for _ in range(STARTS):
         (tmp_path / "out" / "m.db").unlink(missing_ok=True)
         with Command(tmp_path, "run", "m.yaml", "--fresh") as command:
-            until(lambda: finals(tmp_path), "a final row is stored", FAST_ENOUGH)
+            until(lambda: finals(tmp_path), "a final row is stored", FAST_ENOUGH, of=command)
             times.append(command.seconds)
             command.send(signal.SIGINT)
             assert command.wait() == 130
@@ -162,46 +158,64 @@ def test_rows_arrive_after_every_start(tmp_path: Path) -> None:
 
 def test_an_interrupted_and_a_killed_job_resume_from_their_last_checkpoint(tmp_path: Path) -> None:
     job(tmp_path)
-    with feeding(tmp_path) as feed:
+    with Feed(tmp_path) as feed:
         for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)):
-            before = finals(tmp_path)
+            before, since = finals(tmp_path), checkpoint(tmp_path)
             with Command(tmp_path, "run", "m.yaml") as command:
-                until(lambda before=before: finals(tmp_path) > before + 7 * KEYS, "windows are closed")
-                since = checkpoint(tmp_path)
-                until(lambda since=since: checkpoint(tmp_path) not in (None, since), "a checkpoint is complete")
+                until(lambda before=before: finals(tmp_path) > before + 7 * KEYS, "windows are closed", of=command)
+                until(lambda since=since: checkpoint(tmp_path) not in (None, since), "a checkpoint is complete", of=command)
                 ports = command.ports()
                 if number == signal.SIGKILL:
                     command.kill_group()
                 else:
                     command.send(number)
                 assert command.wait(30) == code
-                assert command.left_nothing() and not listening(ports)
+                assert len(ports) >= 3 and command.left_nothing(ports)
                 found = checkpoint(tmp_path)
-                assert found is not None
-                started = "started anew" if before == 0 else "resumed from checkpoint chk-"
-                assert command.lines[0].startswith(f"m: embedded Flink, {started}")
+                assert found is not None and found != since
+                lines = ["m: embedded Flink, " + (f"resumed from checkpoint {since.name}" if since else "started anew")]
                 if number != signal.SIGKILL:
-                    assert command.lines[1:] == [f"m: interrupted. The same command resumes it from checkpoint {found.name}; with --fresh it starts anew."]
-        with Command(tmp_path, "run", "m.yaml") as command:
-            until(lambda: command.lines, "it starts")
-            assert command.lines[0] == f"m: embedded Flink, resumed from checkpoint {found.name}"
-            before = finals(tmp_path)
-            until(lambda: finals(tmp_path) > before + 7 * KEYS, "windows are closed")
-            feed.end()
-            size = (tmp_path / "in" / "a.ndjson").stat().st_size
-            until(lambda: consumed(tmp_path) == size, "all is read")
-            drain(tmp_path)
-            assert command.wait() == 0, command.err
-            assert command.lines[-1].startswith("m: done, ") and command.lines[-1].endswith(" 0 rejected, 0 late")
-            assert command.left_nothing()
+                    lines.append(f"m: interrupted. The same command resumes it from checkpoint {found.name}; with --fresh it starts anew.")
+                assert command.lines == lines
+        for when in ("before there is a new checkpoint", "to the end"):
+            with Command(tmp_path, "run", "m.yaml") as command:
+                until(lambda command=command: command.lines, "it starts", of=command)
+                assert command.lines == [f"m: embedded Flink, resumed from checkpoint {found.name}"]
+                if when != "to the end":
+                    command.kill_group()
+                    assert command.wait(30) == -9 and command.left_nothing(set())
+                    assert checkpoint(tmp_path) == found
+                    continue
+                before = finals(tmp_path)
+                until(lambda before=before: finals(tmp_path) > before + 7 * KEYS, "windows are closed", of=command)
+                feed.end()
+                until(lambda: all_read(tmp_path), "all is read", of=command)
+                drain(tmp_path)
+                assert command.wait() == 0, command.err
+                assert command.lines[-1].startswith("m: done, ") and command.lines[-1].endswith(" 0 rejected, 0 late")
+                assert command.left_nothing(set())
     assert rows(tmp_path) == expected(feed.events)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_job_on_the_direct_runner_starts_anew(tmp_path: Path, number: int) -> None:
+    path = job(tmp_path, follow=False)
+    files = 'files: {path: "in/*.ndjson", follow: false}'
+    endless = path.read_text().replace(files, "generator: {events: 1000000000, start: '2026-01-01T00:00:00Z'}").replace("key: string, ", "")
+    path.write_text(endless.replace("value: int64", "host: string, value: double").replace("by: [key]", "by: {key: host}"))
+    with Command(tmp_path, "run", "m.yaml", "--runner", "direct") as command:
+        until(lambda: finals(tmp_path), "a row is stored", of=command)
+        command.send(number)
+        assert command.wait(30) == 130
+        assert command.lines == ["m: DirectRunner", "m: interrupted. The same command starts it anew: the DirectRunner keeps no checkpoints."]
+        assert command.left_nothing(set())
 
 
 def test_fresh_starts_anew_and_a_changed_job_is_refused_without_it(tmp_path: Path) -> None:
     path = job(tmp_path)
     append(tmp_path, 0, 3_000)
     with Command(tmp_path, "run", "m.yaml") as command:
-        until(lambda: finals(tmp_path) and checkpoint(tmp_path), "there are a row and a checkpoint")
+        until(lambda: finals(tmp_path) and checkpoint(tmp_path), "there are a row and a checkpoint", of=command)
         with Command(tmp_path, "run", "m.yaml") as second:
             assert second.wait(30) == 2
             assert second.lines == [f"m is running already, in {tmp_path / '.streamgauge/jobs/m'}; stop it first, or give the copy another file name"]
@@ -215,10 +229,10 @@ def test_fresh_starts_anew_and_a_changed_job_is_refused_without_it(tmp_path: Pat
     path.write_text(path.read_text().replace("tumbling: 2s", "tumbling: 1s") + "# the same job with a comment\n")
     (tmp_path / "out" / "m.db").unlink()
     with Command(tmp_path, "run", "m.yaml", "--fresh") as command:
-        until(lambda: finals(tmp_path) == 2 * KEYS, "what was read before is read again")
+        until(lambda: finals(tmp_path) == 2 * KEYS, "what was read before is read again", of=command)
         assert command.lines == ["m: embedded Flink, started anew"]
         append(tmp_path, 3_000, 4_200)
-        until(lambda: consumed(tmp_path) == (tmp_path / "in" / "a.ndjson").stat().st_size, "all is read")
+        until(lambda: all_read(tmp_path), "all is read", of=command)
         drain(tmp_path)
         assert command.wait() == 0, command.err
     assert rows(tmp_path) == expected(4_200)
@@ -236,24 +250,24 @@ def test_early_results_come_before_the_window_closes_and_end_as_final_ones(tmp_p
     job(tmp_path, emit="{every: 200ms}")
     append(tmp_path, 0, 500)
     with Command(tmp_path, "run", "m.yaml") as command:
-        until(lambda: sum(row[2] for row in rows(tmp_path)) == 500, "early rows count all events")
+        until(lambda: sum(row[2] for row in rows(tmp_path)) == 500, "early rows count all events", of=command)
         assert rows(tmp_path) == [(*row[:4], 0) for row in expected(500)]
         append(tmp_path, 500, 700)
-        until(lambda: sum(row[2] for row in rows(tmp_path)) == 700, "they are brought up to date")
+        until(lambda: sum(row[2] for row in rows(tmp_path)) == 700, "they are brought up to date", of=command)
         assert finals(tmp_path) == 0
         drain(tmp_path)
         assert command.wait() == 0, command.err
     assert rows(tmp_path) == expected(700)
 
 
-@pytest.mark.parametrize("runner", ["direct", "flink"])
 @pytest.mark.parametrize(
-    ("to", "words"),
+    ("runner", "to", "words"),
     [
-        ("{sqlite: {path: in, table: m}}", "unable to open database file"),
-        ("{questdb: {url: 'http://127.0.0.1:PORT', table: m}}", "questdb:127.0.0.1:PORT/m: "),
+        ("direct", "{sqlite: {path: in, table: m}}", "unable to open database file"),
+        ("flink", "{sqlite: {path: in, table: m}}", "unable to open database file"),
+        ("flink", "{questdb: {url: 'http://127.0.0.1:PORT', table: m}}", "questdb:127.0.0.1:PORT/m: "),
     ],
-    ids=["folder", "refused"],
+    ids=["folder-direct", "folder-flink", "refused-flink"],
 )
 def test_a_store_that_cannot_be_written_is_told_in_one_line(tmp_path: Path, runner: str, to: str, words: str) -> None:
     port = str(free_port())
@@ -262,7 +276,7 @@ def test_a_store_that_cannot_be_written_is_told_in_one_line(tmp_path: Path, runn
     with Command(tmp_path, "run", "m.yaml", "--runner", runner) as command:
         assert command.wait(90) == 1
         assert len(command.lines) == 1 and words.replace("PORT", port) in command.lines[0]
-        assert command.left_nothing()
+        assert command.left_nothing(set())
 
 
 @pytest.mark.parametrize(
@@ -280,4 +294,4 @@ def test_a_source_that_is_not_there_is_told_in_one_line(tmp_path: Path, source: 
     with Command(tmp_path, "run", "m.yaml", "--runner", "flink") as command:
         assert command.wait(90) == 1
         assert len(command.lines) == 1 and words.replace("PORT", port) in command.lines[0]
-        assert command.left_nothing()
+        assert command.left_nothing(set())

@@ -23,6 +23,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.transforms.core import RestrictionProvider
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from apache_beam.utils.timestamp import Duration, Timestamp
+
 from streamgauge.pipelines.services.flink import EmbeddedFlink, latest_checkpoint
 
 pytestmark = pytest.mark.integration

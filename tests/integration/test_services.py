@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from streamgauge.pipelines.services import ServiceError, stack
 from streamgauge.pipelines.services.kafka import KafkaServer
 from streamgauge.pipelines.services.process import free_port, free_ports

@@ -14,6 +14,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
+
 from streamgauge.pipelines import flights
 from streamgauge.pipelines.flights import DAMAGE, TIME_FIELD, FlightsInput, Line, kafka_phases, write_events
 

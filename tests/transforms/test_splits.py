@@ -8,11 +8,11 @@ from apache_beam import coders
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability import common_urns
 from apache_beam.portability.api import beam_runner_api_pb2
+
 from streamgauge.transforms.hashing import MAX_PARALLELISM, flink_key_group
 from streamgauge.transforms.read import ReadEvents
 from streamgauge.transforms.sources.base import Split
 from streamgauge.transforms.splits import SplitElement, split_element, split_of
-
 from tests.memory import memory
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
 from streamgauge.transforms.formats.compiled import BOOL, DATE, DOUBLE, FLOAT, STRING, Out, Plan
 from streamgauge.transforms.formats.fields import Field, Kind, arrow_schema
 from streamgauge.transforms.formats.values import Value

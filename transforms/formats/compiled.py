@@ -19,6 +19,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 from numba.extending import intrinsic
+
 from streamgauge.transforms.formats.fields import Kind
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 from pydantic import Field as Described
 from pydantic import model_validator
+
 from streamgauge.transforms.config import Config, did_you_mean, user_error
 from streamgauge.transforms.formats.base import Parsed, Rejects
 from streamgauge.transforms.formats.columns import Columns

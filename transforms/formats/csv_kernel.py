@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
 from streamgauge.transforms.formats.compiled import (
     BOOL,
     DATE,

@@ -11,6 +11,7 @@ from typing import Annotated
 import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator, WithJsonSchema
+
 from streamgauge.transforms.config import did_you_mean, user_error
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")

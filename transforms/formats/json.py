@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 from pydantic import Field as Described
+
 from streamgauge.transforms.config import Config
 from streamgauge.transforms.formats.base import Parsed, Rejects
 from streamgauge.transforms.formats.columns import Columns

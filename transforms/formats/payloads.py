@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
 from streamgauge.transforms.formats.base import Parsed, Rejects
 from streamgauge.transforms.formats.columns import Columns
 from streamgauge.transforms.formats.compiled import DOUBT, EVENT, Bytes

@@ -11,6 +11,7 @@ ParseNumberF64 Algorithm" (2020), for doubles.
 from __future__ import annotations
 
 import numpy as np
+
 from streamgauge.transforms.formats.compiled import DOUBLE, FLOAT, I64, INTEGER, TIME, U64, Bytes, Out, Plan, compiled
 from streamgauge.transforms.formats.fields import NO_NUMBERS
 from streamgauge.transforms.formats.values import FLOAT32_LIMIT, MAX_TIMESTAMP, MIN_TIMESTAMP

@@ -7,6 +7,7 @@ Algorithms", for dates.
 from __future__ import annotations
 
 import numpy as np
+
 from streamgauge.transforms.formats.compiled import I64, Bytes, compiled
 from streamgauge.transforms.formats.values import MAX_TIMESTAMP, MIN_TIMESTAMP
 

@@ -16,6 +16,7 @@ from typing import ClassVar, Protocol
 
 import pyarrow as pa
 from pydantic import Field
+
 from streamgauge.transforms.config import Config
 from streamgauge.transforms.sources.base import RawBatch, SourceError, Split
 from streamgauge.transforms.sources.lines import LineBuffer, empty
@@ -76,7 +77,7 @@ class Files:
         return LinesReader(stream, LineBuffer(position, self._options.max_line))
 
     def _matches(self, pattern: str) -> list[str]:
-        return glob.glob(pattern, root_dir=self._folder, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute patterns
+        return glob.glob(pattern, root_dir=self._folder, recursive=True)
 
     def _full(self, path: str) -> Path:
         return self._folder / path

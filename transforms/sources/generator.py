@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from pydantic import AwareDatetime, Field, field_validator
+
 from streamgauge.transforms.config import Config, Duration, user_error
 from streamgauge.transforms.sources.base import RawBatch, Split
 

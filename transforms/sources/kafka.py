@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+
 from streamgauge.transforms.config import Config, user_error
 from streamgauge.transforms.sources.base import RawBatch, SourceError, Split
 from streamgauge.transforms.sources.kafka_client import Client, Failure, LayoutError, PlainClient, binary_array, codes, log, reason, require

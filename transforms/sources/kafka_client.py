@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
 from streamgauge.transforms.sources.base import SourceError
 
 HEAD_BYTES = 1024

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from streamgauge.transforms.sources.base import SourceError
 from streamgauge.transforms.sources.kafka_client import HEAD_BYTES, Failure, Fetched, LayoutError, require
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
 from streamgauge.transforms.sources.base import RawBatch
 
 HEAD_BYTES = 1024

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
 from streamgauge.pipelines.services import ServiceError, jars
 
 CONTENT = {f"/org/example/{name}/1.0/{name}-1.0.jar": name.encode() * 50_000 for name in ("alpha", "beta", "gamma")}

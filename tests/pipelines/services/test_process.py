@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from streamgauge.pipelines.services import ServiceError
 from streamgauge.pipelines.services.process import Service, free_port, free_ports, port_open
 

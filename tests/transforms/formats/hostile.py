@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from hypothesis import strategies as st
+
 from streamgauge.transforms.formats.base import Parsed
 from streamgauge.transforms.formats.payloads import BadPayloadError
 from streamgauge.transforms.sources.base import RawBatch

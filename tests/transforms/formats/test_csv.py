@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from streamgauge.transforms.formats.csv import Csv, split_record
 from streamgauge.transforms.formats.payloads import BadPayloadError
-
 from tests.transforms.formats.hostile import NUMBERS, TEXTS, TIMES, batch, check_against_definition, mutated
 
 SCHEMA = {

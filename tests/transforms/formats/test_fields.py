@@ -5,6 +5,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from pydantic import TypeAdapter, ValidationError
+
 from streamgauge.transforms.config import Config, problems
 from streamgauge.transforms.formats.csv import Csv
 from streamgauge.transforms.formats.fields import FieldSchema, arrow_schema, fields_of

@@ -9,8 +9,8 @@ import orjson
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from streamgauge.transforms.formats.json import MAX_DEPTH, Json
 
+from streamgauge.transforms.formats.json import MAX_DEPTH, Json
 from tests.transforms.formats.hostile import HALVES, NUMBERS, TEXTS, TIMES, batch, check_against_definition, comparable, mutated
 
 SCHEMA = {

@@ -9,6 +9,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from streamgauge.transforms.formats.fields import Field
 from streamgauge.transforms.formats.values import BadValueError, Number, Value, from_json, from_text
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 from hypothesis import strategies as st
+
 from streamgauge.transforms.rows import RowSpec
 
 UTC = pa.timestamp("us", tz="UTC")

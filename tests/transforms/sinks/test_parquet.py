@@ -10,13 +10,13 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from pydantic import ValidationError
+
 from streamgauge.transforms import dead_letter
 from streamgauge.transforms.rows import RowSpec
 from streamgauge.transforms.sinks import parquet
 from streamgauge.transforms.sinks.base import SinkError
 from streamgauge.transforms.sinks.parquet import Parquet, ParquetOptions
 from streamgauge.transforms.sinks.rows_util import retrying
-
 from tests.transforms.sinks import cases
 
 

@@ -4,13 +4,13 @@ import sys
 import pyarrow as pa
 import pytest
 from pydantic import ValidationError
+
 from streamgauge.transforms import dead_letter
 from streamgauge.transforms.rows import RowSpec
 from streamgauge.transforms.sinks import questdb_sql
 from streamgauge.transforms.sinks.base import SinkError
 from streamgauge.transforms.sinks.questdb import QuestDb, QuestDbOptions
 from streamgauge.transforms.sinks.questdb_sql import Layout
-
 from tests.transforms.sinks import cases
 
 

@@ -1,8 +1,8 @@
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
-from streamgauge.transforms.sinks.rows_util import from_plain, latest, plain_type, retrying, to_plain
 
+from streamgauge.transforms.sinks.rows_util import from_plain, latest, plain_type, retrying, to_plain
 from tests.transforms.sinks import cases
 
 

@@ -8,12 +8,12 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
+
 from streamgauge.transforms import dead_letter
 from streamgauge.transforms.rows import RowSpec
 from streamgauge.transforms.sinks import SINKS
 from streamgauge.transforms.sinks.base import SinkError
 from streamgauge.transforms.sinks.sqlite import Sqlite, SqliteOptions
-
 from tests.transforms.sinks import cases
 
 

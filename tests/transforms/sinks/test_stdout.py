@@ -4,10 +4,10 @@ import math
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
+
 from streamgauge.transforms import dead_letter
 from streamgauge.transforms.sinks.base import SinkError
 from streamgauge.transforms.sinks.stdout import Stdout, StdoutOptions
-
 from tests.transforms.sinks import cases
 
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+
 from streamgauge.transforms.sources.base import Split
 from streamgauge.transforms.sources.generator import BLOCK, Generator, GeneratorOptions
 

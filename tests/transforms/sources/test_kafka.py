@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+
 from streamgauge.transforms.config import problems
 from streamgauge.transforms.sources.kafka import Kafka, KafkaOptions
 from streamgauge.transforms.sources.kafka_client import HEAD_BYTES, Fetched, PlainClient, binary_array
