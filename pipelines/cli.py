@@ -167,14 +167,14 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--json", action="store_true", help="the verdict as JSON")
 
     drain = _command(commands, "drain", _drain, "let a running job end where it is, with all its windows closed")
-    drain.add_argument("job", metavar="JOB.yaml")
+    drain.add_argument("job", metavar="JOB.yaml", help="the job file")
     _record(drain)
 
     stack = _command(commands, "stack", _stack, "real local servers, their data in one folder")
-    stack.add_argument("action", choices=("up", "down", "status"))
+    stack.add_argument("action", choices=("up", "down", "status"), help="start them, end them, or say what runs")
     stack.add_argument("servers", nargs="*", metavar="SERVER", help="kafka, questdb; default: all")
     stack.add_argument("--folder", type=Path, help="where their data, logs and state are; default: .streamgauge/stack")
-    stack.add_argument("--json", action="store_true")
+    stack.add_argument("--json", action="store_true", help="what runs, as JSON")
 
     demo = _command(commands, "demo", _demo, "a year of real flights as a live stream, through an embedded Flink, into exact hourly results, checked")
     demo.add_argument("--kafka", action="store_true", help="through a Kafka broker and into QuestDB, both started here")
@@ -189,7 +189,7 @@ def _command(commands: Any, name: str, act: Callable[[argparse.Namespace, list[s
 
 
 def _job(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
-    parser.add_argument("job", metavar="JOB.yaml", nargs="?" if optional else None)
+    parser.add_argument("job", metavar="JOB.yaml", nargs="?" if optional else None, help="the job file")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="variables", help="value of a template variable; as often as needed")
 
 

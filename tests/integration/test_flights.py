@@ -193,6 +193,9 @@ def test_kafka_with_an_empty_and_a_pausing_partition_into_questdb(flights: Fligh
         admin.create_topics([admin_module.NewTopic(TOPIC, PARTITIONS, 1)])[TOPIC].result(60)
         values = {"brokers": kafka.brokers, "questdb": store.url, "topic": TOPIC, "idle": "1s", "out": "out"}
         arguments = (JOBS / "flights-kafka.yaml", *(part for name, value in values.items() for part in ("--set", f"{name}={value}")))
+        with Command(tmp_path, "run", *arguments, "--set", "topic=flight") as wrong:
+            assert wrong.wait() == 1
+            assert len(wrong.lines) == 1 and f"no topic 'flight'; similar ones: {TOPIC}" in wrong.lines[0]
         record = JobRecord(tmp_path / ".streamgauge/jobs/flights-kafka/record")
 
         def split(partition: int) -> dict[str, Any]:

@@ -158,7 +158,8 @@ class _Events:
 
     def block(self, number: int) -> Bytes:
         options = self._options
-        raw = np.random.Philox(key=[options.seed, self._split], counter=[0, number, 0, 0])
+        key, counter = (np.array(words, np.uint64) for words in ((options.seed, self._split), (0, number, 0, 0)))
+        raw = np.random.Philox(key=key, counter=counter)
         who, where, what, damage = raw.random_raw(4 * BLOCK).reshape(4, BLOCK)
         rows = np.tile(self._template, (BLOCK, 1))
         host = self._hosts(where)

@@ -1,0 +1,55 @@
+"""CPU nanoseconds an event of each step of the pipeline alone, in one thread, without a runner: ``scripts/bench --stages``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+
+from streamgauge.transforms.aggregate import AggregateOptions, build_metric
+from streamgauge.transforms.batch import EVENT_TIME, BatchCodec
+from streamgauge.transforms.event_time import EventTime, TimeOptions
+from streamgauge.transforms.formats.json import Json
+from streamgauge.transforms.partials import Partials
+from streamgauge.transforms.read import MAX_BATCH_EVENTS
+from streamgauge.transforms.sources.generator import Generator
+
+FIELDS = {"ts": "int64", "user": "int64", "metric": "string", "value": "double", "host": "string", "region": "string"}
+ROUNDS = 40
+
+
+def measure() -> list[tuple[str, float]]:
+    """(step, CPU nanoseconds an event), over batches of the size that the reader makes."""
+    source = Generator(Generator.Options(events=MAX_BATCH_EVENTS))
+    raw = source.open(source.splits()[0], 0).read(MAX_BATCH_EVENTS, 2**30, 1.0)
+    json = Json(Json.Options(schema=FIELDS))
+    event_time = EventTime(TimeOptions(field="ts", unit="ms"), json.schema)
+    parsed = json.parse(raw)
+    timed = event_time.apply(raw, parsed).events
+    options = AggregateOptions(
+        metric="load", window={"tumbling": "1s"}, by={"series": "metric", "host": "host"}, shards=4,
+        aggregates={"total": {"sum": "value"}, "lo": {"min": "value"}, "hi": {"max": "value"}},
+    )  # fmt: skip
+    partials = Partials(build_metric(options, timed.schema))
+    slices = options.window.create().slice_starts(timed.column(EVENT_TIME).cast(pa.int64()).to_numpy())
+    made = [partial for _, _, partial in partials.of_events(timed, slices)]
+    codec = BatchCodec(partials.codec.schema)
+    encoded = [codec.encode(partial) for partial in made]
+    steps: dict[str, Callable[[], Any]] = {
+        "parse JSON": lambda: json.parse(raw),
+        "event time": lambda: event_time.apply(raw, parsed),
+        "partials by window, key and shard": lambda: list(partials.of_events(timed, slices)),
+        "encode partials": lambda: [codec.encode(partial) for partial in made],
+        "decode and merge partials": lambda: [partials.merge([codec.decode(data)]) for data in encoded],
+    }
+    return [(name, _nanoseconds(step) / MAX_BATCH_EVENTS) for name, step in steps.items()]
+
+
+def _nanoseconds(step: Callable[[], Any]) -> float:
+    step()
+    began = time.thread_time_ns()
+    for _ in range(ROUNDS):
+        step()
+    return (time.thread_time_ns() - began) / ROUNDS
