@@ -6,16 +6,10 @@ that every watermark has reached the end of time, waits for one more checkpoint 
 
 from __future__ import annotations
 
-import fcntl
 import json
-import logging
 import shutil
-import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import apache_beam as beam
@@ -24,21 +18,19 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_handlers
 from apache_beam.yaml.yaml_transform import expand_pipeline
 
+from streamgauge.pipelines.follow import POLL_SECONDS, Follower, reason
 from streamgauge.pipelines.job import Job, JobError, Output, job_folder, origins
-from streamgauge.pipelines.live import View, view
+from streamgauge.pipelines.live import View
 from streamgauge.pipelines.progress import snapshot
-from streamgauge.pipelines.services.errors import ServiceError
+from streamgauge.pipelines.run_scope import interrupts, logs_to, only_run, shown_as, stderr_to
 from streamgauge.pipelines.services.flink import EmbeddedFlink, flink_options, latest_checkpoint, silence_unknown_options
-from streamgauge.pipelines.services.process import tail
 from streamgauge.transforms.aggregate import late_schema
 from streamgauge.transforms.dead_letter import SCHEMA as DEAD_LETTER_SCHEMA
 from streamgauge.transforms.record import JobRecord
 from streamgauge.transforms.rows import RowSpec
 
-POLL_SECONDS = 0.5
 PARALLELISM = 2
 CHECKPOINT_MS = 1_000
-LOG_LINES = 200
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
@@ -56,7 +48,7 @@ def run_job(job: Job, *, runner: str | None, flink: str | None, fresh: bool, opt
     runner = runner or ("direct" if job.bounded else "flink")
     folder = job_folder(job.name)
     folder.mkdir(parents=True, exist_ok=True)
-    with _only_run(folder, job.name), _view(job.name, json_lines) as shown, _logs_to(folder / "worker.log"):
+    with only_run(folder, job.name), shown_as(job.name, json_lines) as shown, logs_to(folder / "worker.log"):
         for read in job.reads:
             read.source.create().splits()
         if runner in ("direct", "flink") and flink is None:
@@ -120,13 +112,13 @@ def _run_direct(job: Job, folder: Path, options: list[str], shown: View) -> int:
     follower = threading.Thread(target=follow, daemon=True)
     follower.start()
     try:
-        with _stderr_to(folder / "worker.log"), _interrupts(at_once=True) as interrupted:
+        with stderr_to(folder / "worker.log"), interrupts(at_once=True) as interrupted:
             _build(job, folder, options, FnApiRunner()).run().wait_until_finish()
     except (KeyboardInterrupt, Exception) as error:  # the runner raises whatever a worker raised, and Ctrl-C in a worker as an error
         if interrupted.is_set():
             shown.say(f"{job.name}: interrupted. The same command starts it anew: the DirectRunner keeps no checkpoints.")
             return INTERRUPTED
-        shown.say(f"{job.name} failed: {_reason(str(error))} (log: {folder / 'worker.log'})")
+        shown.say(f"{job.name} failed: {reason(str(error))} (log: {folder / 'worker.log'})")
         return 1
     finally:
         stop.set()
@@ -147,7 +139,7 @@ def _run_elsewhere(job: Job, folder: Path, runner: str, flink: str | None, optio
     try:
         state = _build(job, folder, [f"--runner={chosen}", *where, *options]).run().wait_until_finish()
     except RuntimeError as error:  # of the runner, with what the job server said
-        shown.say(f"{job.name} failed: {_reason(str(error))} (log: {folder / 'worker.log'})")
+        shown.say(f"{job.name} failed: {reason(str(error))} (log: {folder / 'worker.log'})")
         return 1
     return 0 if state == "DONE" else 1
 
@@ -165,9 +157,9 @@ def _run_embedded(job: Job, folder: Path, fresh: bool, options: list[str], shown
     state.started(checkpoint)
     flink.start()
     # Bundles that the end of Flink cuts off fail too.
-    with _stderr_to(folder / "worker.log"), flink, _interrupts() as interrupted:
+    with stderr_to(folder / "worker.log"), flink, interrupts() as interrupted:
         result = _build(job, folder, [*flink.pipeline_options(), *options]).run()
-        follower = _Follower(flink, record, job.name, shown)
+        follower = Follower(flink, record, job.name, shown)
         ended = follower.follow(interrupted, lambda: str(result.state))
         if ended == "done":
             follower.stop()
@@ -220,88 +212,6 @@ class _State:
         self._path.write_text(json.dumps({"job": self._job.fingerprint, "completed": completed}))
 
 
-class _Follower:
-    """Watches one job on an embedded Flink."""
-
-    def __init__(self, flink: EmbeddedFlink, record: JobRecord, name: str, shown: View) -> None:
-        self._flink, self._record, self._name, self._shown = flink, record, name, shown
-        self._job_id: str | None = None
-        self._told_restarts = 0
-        self._why: str | None = None
-
-    def follow(self, interrupted: threading.Event, state: Callable[[], str]) -> str:
-        """``done``, ``interrupted`` or ``failed``."""
-        while not interrupted.wait(POLL_SECONDS):
-            if state() in ("FAILED", "CANCELLED") or not self._flink.running:
-                return "failed"
-            if self._job_id is None:
-                self._job_id = next((str(job["jid"]) for job in self._quietly(self._flink.jobs, [])), None)
-                continue
-            self._shown.show(snapshot(self._record, self._figures()))
-            at_end = self._quietly(lambda: self._flink.at_end(str(self._job_id)), False)
-            if at_end and self._quietly(lambda: self._flink.checkpoint_now(str(self._job_id)), False):
-                self._shown.show(snapshot(self._record, self._figures()))
-                return "done"
-        return "interrupted"
-
-    def _ended(self) -> bool:
-        """All input was processed, and what came of it is durable: the sinks' bundles ended before the checkpoint."""
-        return self._flink.at_end(str(self._job_id)) and self._flink.checkpoint_now(str(self._job_id))
-
-    def stop(self) -> None:
-        """Cancel the job; its checkpoints stay."""
-        if self._job_id is not None:
-            self._quietly(lambda: self._flink.cancel(str(self._job_id)), None)
-
-    def failure(self) -> str:
-        """Why the job failed: a mini cluster that has given up answers no more, so this is the reason it last restarted, else what its log ends with."""
-        return self._why or _reason(tail(self._flink.log_path, LOG_LINES))
-
-    def _figures(self) -> dict[str, int]:
-        checkpoints = self._quietly(lambda: self._flink.checkpoints(str(self._job_id)), {})
-        if not checkpoints:
-            return {}
-        latest = (checkpoints.get("latest") or {}).get("completed") or {}
-        failures = self._quietly(lambda: self._flink.exceptions(str(self._job_id)), [])
-        if len(failures) > self._told_restarts:
-            self._told_restarts = len(failures)
-            self._why = _reason(str(failures[0]["stacktrace"]))
-            self._shown.say(f"{self._name}: restarting from the last checkpoint: {self._why}")
-        return {
-            "checkpoints": int(checkpoints["counts"]["completed"]),
-            "checkpoint_bytes": int(latest.get("state_size", 0)),
-            "checkpoint_ms": int(latest.get("end_to_end_duration", 0)),
-            "restarts": len(failures),
-        }
-
-    @staticmethod
-    def _quietly(call: Callable[[], Any], otherwise: Any) -> Any:
-        """While a job starts or ends, Flink may not answer for a moment."""
-        try:
-            return call()
-        except ServiceError:
-            return otherwise
-
-
-def _reason(trace: str) -> str:
-    """The one line of a stack trace that says why: Python's last exception, else Java's innermost cause.
-
-    >>> _reason("java.lang.X: Traceback (most recent call last):\\n  File 1\\nstruct.error: too short [while running 'Read']\\n\\n\\tat java")
-    'struct.error: too short'
-    >>> _reason("java.lang.X: failed\\nCaused by: java.io.Y: no space\\n\\tat java")
-    'java.io.Y: no space'
-    """
-    lines = [line for line in trace.splitlines() if line.strip()]
-    python = [
-        next((line for line in lines[number + 1 :] if not line[0].isspace()), "")
-        for number, line in enumerate(lines) if line.endswith("Traceback (most recent call last):")
-    ]  # fmt: skip
-    causes = [line.strip().removeprefix("Caused by: ") for line in lines if line.strip().startswith("Caused by: ")]
-    found = next((line for line in (*reversed(python), *reversed(causes), *lines) if line), "unknown")
-    kind, _, message = found.split(" [while running")[0].partition(": ")
-    return message if kind.endswith((".SinkError", ".SourceError")) else f"{kind}: {message}" if message else kind
-
-
 def _done(name: str, record: JobRecord) -> str:
     now = snapshot(record)
     return f"{name}: done, {now.events:,} events, {now.rejected:,} rejected, {now.late:,} late"
@@ -313,78 +223,3 @@ def _option(options: list[str], name: str, default: int) -> int:
         if option.startswith(f"--{name}="):
             return int(option.partition("=")[2])
     return default
-
-
-def wait_for_end(flink: EmbeddedFlink, state: Callable[[], str]) -> bool:
-    """Waits until the one job on ``flink`` has processed all its input and stored all its rows; False when it failed."""
-    follower = _Follower(flink, JobRecord(None), "job", view("job", json_lines=False))
-    return follower.follow(threading.Event(), state) == "done"
-
-
-@contextmanager
-def _view(name: str, json_lines: bool) -> Iterator[View]:
-    shown = view(name, json_lines=json_lines)
-    try:
-        yield shown
-    finally:
-        shown.close()
-
-
-@contextmanager
-def _only_run(folder: Path, name: str) -> Iterator[None]:
-    """One run of a job at a time: two would overwrite each other's checkpoints."""
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise JobError(f"{name} is running already, in {folder}; stop it first, or give the copy another file name") from None
-        yield
-
-
-@contextmanager
-def _logs_to(path: Path) -> Iterator[None]:
-    """What Beam and the workers log goes to a file: people see the view, and a line for each failure."""
-    path.unlink(missing_ok=True)
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    root = logging.getLogger()
-    before, root.handlers = root.handlers, [handler]
-    hook = threading.excepthook
-
-    def log_thread(args: threading.ExceptHookArgs) -> None:
-        # Beam's connections to the job server end with an exception in their threads when it stops.
-        root.warning("thread %s ended", args.thread and args.thread.name, exc_info=args.exc_value)
-
-    threading.excepthook = log_thread
-    try:
-        yield
-    finally:
-        threading.excepthook = hook
-        root.handlers = before
-        handler.close()
-
-
-@contextmanager
-def _stderr_to(path: Path) -> Iterator[None]:
-    """Beam's worker prints the stack trace of every failed bundle, besides logging it."""
-    with path.open("a") as file, redirect_stderr(file):
-        yield
-
-
-@contextmanager
-def _interrupts(*, at_once: bool = False) -> Iterator[threading.Event]:
-    """Set by Ctrl-C and by SIGTERM; a second one, or with ``at_once`` the first, raises KeyboardInterrupt too."""
-    event = threading.Event()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        again = event.is_set()
-        event.set()
-        if again or at_once:
-            raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -23,7 +23,7 @@ from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Duration, Timestamp
 
 from benchmarks.workload import PARTITIONS, TABLE, TOPIC
-from streamgauge.pipelines.run import wait_for_end
+from streamgauge.pipelines.follow import wait_for_end
 from streamgauge.pipelines.services.flink import EmbeddedFlink, silence_unknown_options
 from streamgauge.transforms.read import _PositionsProvider
 from streamgauge.transforms.readers import OpenReaders
@@ -32,6 +32,7 @@ from streamgauge.transforms.sources.kafka import Kafka
 from streamgauge.transforms.splits import ListSplits, split_of
 
 DISORDER_MS = 500
+# One millisecond more is taken off below: Flink closes a window when the watermark reaches its last millisecond.
 BATCH = 2_000
 
 Accumulator = tuple[int, float, float, float]
@@ -65,7 +66,7 @@ class ReadElements(beam.DoFn):  # type: ignore[misc]
             newest = event["ts"] if newest is None else max(newest, event["ts"])
             yield TimestampedValue(event, Timestamp(micros=event["ts"] * 1000))
         if newest is not None:
-            watermark.set_watermark(max(watermark.current_watermark() or MIN_TIMESTAMP, Timestamp(micros=(newest - DISORDER_MS) * 1000)))
+            watermark.set_watermark(max(watermark.current_watermark() or MIN_TIMESTAMP, Timestamp(micros=(newest - DISORDER_MS - 1) * 1000)))
         if raw.done or raw.next_position >= end:
             tracker.try_claim(FINISHED)
             reader.close()
