@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import ContenderFailed, Figures, run
+from benchmarks.stages import fetch
 from benchmarks.stages import measure as measure_stages
 from benchmarks.workload import NAME, Workload, preload, same, stored
 from streamgauge.pipelines.services.kafka import KafkaServer
@@ -26,16 +27,16 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=1, help="Runs of each contender; all are reported.")
     parser.add_argument("--only", action="append", choices=list(CONTENDERS), help="Only this contender; may be repeated.")
     parser.add_argument("--json", type=Path, help="Write the figures as a list of objects to this file.")
-    parser.add_argument("--stages", action="store_true", help="Instead: CPU time an event of each step alone, without Kafka or Flink.")
+    parser.add_argument("--stages", action="store_true", help="Instead: CPU time an event of each step alone, without Flink.")
     options = parser.parse_args()
-    if options.stages:
-        for name, nanoseconds in measure_stages():
-            print(f"{name:36}{nanoseconds:8.0f} ns of CPU an event")
-        return 0
     figures: list[Figures] = []
     with tempfile.TemporaryDirectory(prefix="streamgauge-bench-") as folder, KafkaServer(Path(folder) / "kafka") as kafka:
         print(f"{NAME}: producing {options.events:,} events to Kafka ...", flush=True)
         workload = preload(kafka.brokers, Path(folder) / "events", options.events)
+        if options.stages:
+            for name, nanoseconds in [("fetch from Kafka", fetch(workload)), *measure_stages()]:
+                print(f"{name:36}{nanoseconds:8.0f} ns of CPU an event")
+            return 0
         for number in range(options.runs):
             for contender in options.only or CONTENDERS:
                 print(f"run {number + 1}: {contender} ...", flush=True)

@@ -1,4 +1,4 @@
-"""CPU nanoseconds an event of each step of the pipeline alone, in one thread, without a runner: ``scripts/bench --stages``."""
+"""CPU nanoseconds an event of each step of the pipeline alone, without a runner: ``scripts/bench --stages``."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from typing import Any
 
 import pyarrow as pa
 
+from benchmarks.workload import TOPIC, Workload
 from streamgauge.transforms.aggregate import AggregateOptions, build_metric
 from streamgauge.transforms.batch import EVENT_TIME, BatchCodec
 from streamgauge.transforms.event_time import EventTime, TimeOptions
 from streamgauge.transforms.formats.json import Json
 from streamgauge.transforms.partials import Partials
-from streamgauge.transforms.read import MAX_BATCH_EVENTS
+from streamgauge.transforms.read import MAX_BATCH_BYTES, MAX_BATCH_EVENTS
 from streamgauge.transforms.sources.generator import Generator
+from streamgauge.transforms.sources.kafka import Kafka
 
 FIELDS = {"ts": "int64", "user": "int64", "metric": "string", "value": "double", "host": "string", "region": "string"}
 ROUNDS = 40
 
 
 def measure() -> list[tuple[str, float]]:
-    """(step, CPU nanoseconds an event), over batches of the size that the reader makes."""
+    """(step, CPU nanoseconds an event) in one thread, over batches of the size that the reader makes."""
     source = Generator(Generator.Options(events=MAX_BATCH_EVENTS))
     raw = source.open(source.splits()[0], 0).read(MAX_BATCH_EVENTS, 2**30, 1.0)
     json = Json(Json.Options(schema=FIELDS))
@@ -45,6 +47,18 @@ def measure() -> list[tuple[str, float]]:
         "decode and merge partials": lambda: [partials.merge([codec.decode(data)]) for data in encoded],
     }
     return [(name, _nanoseconds(step) / MAX_BATCH_EVENTS) for name, step in steps.items()]
+
+
+def fetch(workload: Workload) -> float:
+    """CPU nanoseconds an event of reading the topic and nothing else, all threads of the process."""
+    connector = Kafka(Kafka.Options(brokers=workload.brokers, topic=TOPIC, stop="latest"))
+    began = time.process_time_ns()
+    for split in connector.splits():
+        reader = connector.open(split, split.start)
+        while not reader.read(MAX_BATCH_EVENTS, MAX_BATCH_BYTES, 1.0).done:
+            pass
+        reader.close()
+    return (time.process_time_ns() - began) / workload.events
 
 
 def _nanoseconds(step: Callable[[], Any]) -> float:
