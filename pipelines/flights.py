@@ -16,8 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from streamgauge.transforms.sources.base import SourceError
+
+try:
+    import polars as pl
+except ImportError:
+    raise SourceError("the flights data set needs polars; run: pip install 'streamgauge[demo]'") from None
 import numpy.typing as npt
-import polars as pl
 
 TIME_FIELD = "scheduled_departure"
 """Event time in the events: ISO 8601 with New York's offset on that day, ``2013-01-01T05:15:00-05:00``."""
@@ -34,7 +40,7 @@ _LAYOUT = 1
 """Counts up when the same parameters give other bytes, so that folders written before are written anew."""
 
 
-class FlightsMissingError(RuntimeError):
+class FlightsMissingError(SourceError):
     """The package that holds the table is not installed; the message says what to do."""
 
 

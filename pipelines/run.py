@@ -22,7 +22,7 @@ from streamgauge.pipelines.follow import POLL_SECONDS, Follower, reason
 from streamgauge.pipelines.job import Job, JobError, Output, job_folder, origins
 from streamgauge.pipelines.live import View
 from streamgauge.pipelines.progress import snapshot
-from streamgauge.pipelines.run_scope import interrupts, logs_to, only_run, shown_as, stderr_to
+from streamgauge.pipelines.run_scope import interrupts, logs_to, only_run, shown_as, stderr_to, waiting_for
 from streamgauge.pipelines.services.flink import EmbeddedFlink, flink_options, latest_checkpoint, silence_unknown_options
 from streamgauge.transforms.aggregate import late_schema
 from streamgauge.transforms.dead_letter import SCHEMA as DEAD_LETTER_SCHEMA
@@ -50,9 +50,11 @@ def run_job(job: Job, *, runner: str | None, flink: str | None, fresh: bool, opt
     folder.mkdir(parents=True, exist_ok=True)
     with only_run(folder, job.name), shown_as(job.name, json_lines) as shown, logs_to(folder / "worker.log"):
         for read in job.reads:
-            read.source.create().splits()
+            connector = read.source.create()
+            with waiting_for(connector.name, shown):
+                connector.splits()
         if runner in ("direct", "flink") and flink is None:
-            _open_stores(job)
+            _open_stores(job, shown)
         if runner == "direct":
             return _run_direct(job, folder, options, shown)
         if runner == "flink" and flink is None:
@@ -60,7 +62,7 @@ def run_job(job: Job, *, runner: str | None, flink: str | None, fresh: bool, opt
         return _run_elsewhere(job, folder, runner, flink, options, shown)
 
 
-def _open_stores(job: Job) -> None:
+def _open_stores(job: Job, shown: View) -> None:
     """Opens each store once: a wrong path or address is found before anything starts, and not by a worker that tries again and again."""
     for step in job.of("WriteResults"):
         for output in origins(step):
@@ -69,7 +71,8 @@ def _open_stores(job: Job) -> None:
                 continue
             sink = step.options.to.create()
             try:
-                sink.open(schema, RowSpec.of(schema))
+                with waiting_for(sink.name, shown):
+                    sink.open(schema, RowSpec.of(schema))
             except ValueError as error:
                 raise JobError(f"{job.path}:{step.line}: {error}") from None
             finally:

@@ -14,6 +14,8 @@ from types import FrameType
 from streamgauge.pipelines.job import JobError
 from streamgauge.pipelines.live import View, view
 
+SILENCE_SECONDS = 3.0
+
 
 @contextmanager
 def shown_as(name: str, json_lines: bool) -> Iterator[View]:
@@ -22,6 +24,17 @@ def shown_as(name: str, json_lines: bool) -> Iterator[View]:
         yield shown
     finally:
         shown.close()
+
+
+@contextmanager
+def waiting_for(what: str, shown: View) -> Iterator[None]:
+    """Says what is waited for when it takes longer than people think natural."""
+    timer = threading.Timer(SILENCE_SECONDS, lambda: shown.say(f"waiting for {what} ..."))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager
