@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from streamgauge.transforms.sources.base import SourceError
 
@@ -23,7 +24,6 @@ try:
     import polars as pl
 except ImportError:
     raise SourceError("the flights data set needs polars; run: pip install 'streamgauge[demo]'") from None
-import numpy.typing as npt
 
 TIME_FIELD = "scheduled_departure"
 """Event time in the events: ISO 8601 with New York's offset on that day, ``2013-01-01T05:15:00-05:00``."""

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from streamgauge.pipelines.services.class_data import ClassData
-from streamgauge.pipelines.services.errors import ServiceError
 from streamgauge.pipelines.services.flink_rest import FlinkRest
 from streamgauge.pipelines.services.java import java
 from streamgauge.pipelines.services.patches import flink_jars
 from streamgauge.pipelines.services.process import HOST, Service, free_ports, port_open
+from streamgauge.pipelines.services.server import JavaServer
 
 MAIN = "org.apache.beam.runners.flink.FlinkJobServerDriver"
 OPENS = (
@@ -36,7 +36,7 @@ BUNDLE_ELEMENTS = 1000
 WATERMARK_MS = 20
 
 
-class EmbeddedFlink(FlinkRest):
+class EmbeddedFlink(JavaServer, FlinkRest):
     """A job server that runs one streaming job at a time in its own JVM.
 
     Args:
@@ -64,40 +64,20 @@ class EmbeddedFlink(FlinkRest):
         patched: bool = True,
         progress: bool = True,
     ) -> None:
-        self.folder = Path(folder).resolve()
+        JavaServer.__init__(self, folder, "flink.log")
         self.parallelism, self.checkpoint_interval_ms = parallelism, checkpoint_interval_ms
-        self.log_path = self.folder / "flink.log"
         self.checkpoints_folder = self.folder / "checkpoints"
         self.savepoints_folder = self.folder / "savepoints"
         restore = {"execution.savepoint.path": restore_from.resolve().as_uri()} if restore_from else {}
         self._heap, self._extra, self._log_level = heap, {**restore, **(conf or {})}, log_level
         self._patched, self._progress = patched, progress
-        self._service: Service | None = None
-        self._shared: ClassData | None = None
         self._job_port, self._artifact_port, self._rest_port = free_ports(3)
-        super().__init__(f"http://{HOST}:{self._rest_port}")
+        FlinkRest.__init__(self, f"http://{HOST}:{self._rest_port}")
 
     @property
     def job_endpoint(self) -> str:
         """Where Beam's PortableRunner submits jobs."""
         return f"localhost:{self._job_port}"
-
-    @property
-    def pid(self) -> int:
-        """The leader of the process group that holds the JVM."""
-        if self._service is None:
-            raise ServiceError("The embedded Flink was not started.")
-        return self._service.pid
-
-    @property
-    def running(self) -> bool:
-        return self._service is not None and self._service.running
-
-    def __enter__(self) -> EmbeddedFlink:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def start(self) -> EmbeddedFlink:
         """Fetch what is missing, start, wait until jobs are accepted.
@@ -143,13 +123,6 @@ class EmbeddedFlink(FlinkRest):
         )
         self._service.start()
         return self
-
-    def stop(self) -> None:
-        """End the JVM and any job in it. Retained checkpoints stay."""
-        if self._service is not None:
-            self._service.stop()
-        if self._shared is not None:
-            self._shared.finish()
 
     def configuration(self) -> dict[str, object]:
         """The Flink configuration that `start` writes."""

@@ -10,6 +10,7 @@ from streamgauge.pipelines.services.class_data import ClassData
 from streamgauge.pipelines.services.jars import fetch
 from streamgauge.pipelines.services.java import java, run_java
 from streamgauge.pipelines.services.process import HOST, Service, free_port, free_ports, port_open
+from streamgauge.pipelines.services.server import JavaServer
 
 START_TIMEOUT_S = 60.0
 NODE_ID = 1
@@ -25,7 +26,7 @@ rootLogger.appenderRef.out.ref = out
 """
 
 
-class KafkaServer:
+class KafkaServer(JavaServer):
     """One broker that is its own controller; topics have one replica and are created on first use.
 
     Args:
@@ -46,32 +47,15 @@ class KafkaServer:
         detached: bool = False,
         progress: bool = True,
     ) -> None:
-        self.folder = Path(folder).resolve()
+        super().__init__(folder, "kafka.log")
         self.port = port or free_port()
-        self.log_path = self.folder / "kafka.log"
         self._extra, self._heap = dict(properties or {}), heap
         self._detached, self._progress = detached, progress
-        self._service: Service | None = None
-        self._shared: ClassData | None = None
 
     @property
     def brokers(self) -> str:
         """The bootstrap address, "127.0.0.1:PORT"."""
         return f"{HOST}:{self.port}"
-
-    @property
-    def pid(self) -> int | None:
-        return self._service.pid if self._service else None
-
-    @property
-    def running(self) -> bool:
-        return self._service is not None and self._service.running
-
-    def __enter__(self) -> KafkaServer:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def start(self) -> KafkaServer:
         """Fetch what is missing, format the folder the first time, start, wait until ready.
@@ -102,13 +86,6 @@ class KafkaServer:
         )
         self._service.start()
         return self
-
-    def stop(self) -> None:
-        """Shut the broker down; its data stays."""
-        if self._service is not None:
-            self._service.stop()
-        if self._shared is not None:
-            self._shared.finish()
 
     def configuration(self) -> dict[str, object]:
         """The server properties that `start` writes."""

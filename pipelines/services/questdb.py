@@ -10,11 +10,12 @@ from streamgauge.pipelines.services.class_data import ClassData
 from streamgauge.pipelines.services.jars import fetch
 from streamgauge.pipelines.services.java import java
 from streamgauge.pipelines.services.process import HOST, Service, free_ports, http_ok
+from streamgauge.pipelines.services.server import JavaServer
 
 START_TIMEOUT_S = 60.0
 
 
-class QuestDbServer:
+class QuestDbServer(JavaServer):
     """One QuestDB: HTTP (SQL and line protocol writes) and the PostgreSQL wire protocol; no telemetry.
 
     Args:
@@ -37,34 +38,17 @@ class QuestDbServer:
         detached: bool = False,
         progress: bool = True,
     ) -> None:
-        self.folder = Path(folder).resolve()
+        super().__init__(folder, "questdb.log")
         spare_http, spare_pg, spare_min = free_ports(3)
         self.http_port, self.pg_port = http_port or spare_http, pg_port or spare_pg
         self._health_port = spare_min
-        self.log_path = self.folder / "questdb.log"
         self._extra, self._heap = dict(properties or {}), heap
         self._detached, self._progress = detached, progress
-        self._service: Service | None = None
-        self._shared: ClassData | None = None
 
     @property
     def url(self) -> str:
         """The HTTP server: `/write` and `/exec` are below it."""
         return f"http://{HOST}:{self.http_port}"
-
-    @property
-    def pid(self) -> int | None:
-        return self._service.pid if self._service else None
-
-    @property
-    def running(self) -> bool:
-        return self._service is not None and self._service.running
-
-    def __enter__(self) -> QuestDbServer:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def start(self) -> QuestDbServer:
         """Fetch what is missing, start, wait until SQL is answered.
@@ -99,13 +83,6 @@ class QuestDbServer:
         )
         self._service.start()
         return self
-
-    def stop(self) -> None:
-        """Shut the server down; its tables stay."""
-        if self._service is not None:
-            self._service.stop()
-        if self._shared is not None:
-            self._shared.finish()
 
     def configuration(self) -> dict[str, object]:
         """The server properties that `start` writes."""
