@@ -28,8 +28,8 @@ def shown_as(name: str, json_lines: bool) -> Iterator[View]:
 
 @contextmanager
 def waiting_for(what: str, shown: View) -> Iterator[None]:
-    """Says what is waited for when it takes longer than people think natural."""
-    timer = threading.Timer(SILENCE_SECONDS, lambda: shown.say(f"waiting for {what} ..."))
+    """Says what is waited for, as a line of progress, when it takes longer than people think natural."""
+    timer = threading.Timer(SILENCE_SECONDS, lambda: shown.say(f"  waiting for {what} ..."))
     timer.start()
     try:
         yield
