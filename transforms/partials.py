@@ -95,8 +95,9 @@ class Partials:
         columns |= {f"by{i}": events.column(field) for i, field in enumerate(self.metric.by.values())}
         columns |= {f"state{i}": column.source(events) for i, column in enumerate(self._state)}
         keys += [f"by{i}" for i in range(len(self.metric.by))]
-        grouped = _group(pa.table(columns), keys, [column.partial for column in self._state])
-        partial = self._as_partial(grouped)
+        functions = [column.partial for column in self._state]
+        grouped = _group(pa.table(columns), keys, functions)
+        partial = self._as_partial(grouped, functions)
         starts = np.full(partial.num_rows, slices[0]) if one_slice else grouped.column(_SLICE).to_numpy()
         shards = (hash_rows(partial.columns[: len(self.metric.by)], partial.num_rows) % np.uint64(self.metric.shards)).astype(np.int64)
         order = np.lexsort((shards, starts))
@@ -111,8 +112,8 @@ class Partials:
             return batches[0]
         table = pa.Table.from_batches(batches)
         names = [f"by{i}" for i in range(len(self.metric.by))] + [f"state{i}" for i in range(len(self._state))]
-        grouped = _group(table.rename_columns(names), names[: len(self.metric.by)], [column.merge for column in self._state])
-        return self._as_partial(grouped)
+        functions = [column.merge for column in self._state]
+        return self._as_partial(_group(table.rename_columns(names), names[: len(self.metric.by)], functions), functions)
 
     def results(self, merged: pa.RecordBatch, window_start: int, window_end: int, *, final: bool) -> pa.RecordBatch:
         """Result rows of a window (bounds in microseconds) from its merged partial."""
@@ -132,12 +133,12 @@ class Partials:
         ]
         return pa.record_batch(columns, schema=self._result_schema)
 
-    def _as_partial(self, grouped: pa.Table) -> pa.RecordBatch:
-        names = [f"by{i}" for i in range(len(self.metric.by))]
-        columns = [grouped.column(name) for name in names]
-        columns += [grouped.column(f"state{i}_{column.partial}" if f"state{i}_{column.partial}" in grouped.column_names else f"state{i}_{column.merge}") for i, column in enumerate(self._state)]
+    def _as_partial(self, grouped: pa.Table, functions: list[str]) -> pa.RecordBatch:
+        """The grouped table as a partial: Arrow names a column after its function too."""
+        names = [f"by{i}" for i in range(len(self.metric.by))] + [f"state{i}_{function}" for i, function in enumerate(functions)]
         fields = self.codec.schema
-        return pa.record_batch([_plain(column).cast(field.type) for column, field in zip(columns, fields, strict=True)], schema=fields)
+        columns = [_plain(grouped.column(name)).cast(field.type) for name, field in zip(names, fields, strict=True)]
+        return pa.record_batch(columns, schema=fields)
 
 
 def _group(table: pa.Table, keys: list[str], functions: list[str]) -> pa.Table:

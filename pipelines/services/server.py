@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,7 +12,7 @@ from streamgauge.pipelines.services.process import Service
 Started = TypeVar("Started", bound="JavaServer")
 
 
-class JavaServer:
+class JavaServer(ABC):
     """A server on the wheel's JRE; a context manager. Subclasses start it: they set ``_service`` and ``_shared``.
 
     Attributes:
@@ -33,9 +34,9 @@ class JavaServer:
     def running(self) -> bool:
         return self._service is not None and self._service.running
 
+    @abstractmethod
     def start(self: Started) -> Started:
         """Fetch what is missing, start, wait until ready. Raises ServiceError with the last log lines."""
-        raise NotImplementedError
 
     def stop(self) -> None:
         """Shut the server down; its data stays."""
