@@ -1,8 +1,9 @@
-"""Following a job on an embedded Flink: how far it is, whether it has ended, why it failed."""
+"""Following a job on Flink: how far it is, whether it has ended, why it failed."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,33 +11,43 @@ from streamgauge.pipelines.live import View, view
 from streamgauge.pipelines.progress import snapshot
 from streamgauge.pipelines.services.errors import ServiceError
 from streamgauge.pipelines.services.flink import EmbeddedFlink
+from streamgauge.pipelines.services.flink_conf import TOLERABLE_CHECKPOINT_FAILURES
+from streamgauge.pipelines.services.flink_rest import FlinkRest
 from streamgauge.pipelines.services.process import tail
 from streamgauge.transforms.record import JobRecord
 
 POLL_SECONDS = 0.5
 LOG_LINES = 200
+OUTAGE_SECONDS = 180.0
+"""A cluster that does not answer for so long is given up: a JobManager that died is back well before."""
 
 
 class Follower:
-    """Watches one job on an embedded Flink."""
+    """Watches one job.
 
-    def __init__(self, flink: EmbeddedFlink, record: JobRecord, name: str, shown: View) -> None:
-        self._flink, self._record, self._name, self._shown = flink, record, name, shown
-        self._job_id: str | None = None
-        self._told_restarts = 0
+    Args:
+        state: what became of the job: ``running``, ``failed``, or ``stopped`` by someone else.
+        job_id: Flink's; None: of the first job that Flink knows.
+    """
+
+    def __init__(self, flink: FlinkRest, record: JobRecord, name: str, shown: View, state: Callable[[], str], job_id: str | None = None) -> None:
+        self._flink, self._record, self._name, self._shown, self._state = flink, record, name, shown, state
+        self._job_id = job_id
+        self._told_restart: object = None
+        self._told_failed = 0
         self._why: str | None = None
 
-    def follow(self, interrupted: threading.Event, state: Callable[[], str]) -> str:
-        """``done``, ``interrupted`` or ``failed``."""
+    def follow(self, interrupted: threading.Event) -> str:
+        """``done``, ``interrupted``, ``failed`` or ``stopped``."""
         while not interrupted.wait(POLL_SECONDS):
-            if state() in ("FAILED", "CANCELLED") or not self._flink.running:
-                return "failed"
+            if (state := self._state()) != "running":
+                return state
             if self._job_id is None:
-                self._job_id = next((str(job["jid"]) for job in self._quietly(self._flink.jobs, [])), None)
+                self._job_id = next((str(job["jid"]) for job in quietly(self._flink.jobs, [])), None)
                 continue
             self._shown.show(snapshot(self._record, self._figures()))
-            at_end = self._quietly(lambda: self._flink.at_end(str(self._job_id)), False)
-            if at_end and self._quietly(lambda: self._flink.checkpoint_now(str(self._job_id)), False):
+            at_end = quietly(lambda: self._flink.at_end(str(self._job_id)), False)
+            if at_end and quietly(lambda: self._flink.checkpoint_now(str(self._job_id)), False):
                 self._shown.show(snapshot(self._record, self._figures()))
                 return "done"
         return "interrupted"
@@ -44,36 +55,81 @@ class Follower:
     def stop(self) -> None:
         """Cancel the job; its checkpoints stay."""
         if self._job_id is not None:
-            self._quietly(lambda: self._flink.cancel(str(self._job_id)), None)
+            quietly(lambda: self._flink.cancel(str(self._job_id)), None)
 
-    def failure(self) -> str:
-        """Why the job failed: a mini cluster that has given up answers no more, so this is the reason it last restarted, else what its log ends with."""
-        return self._why or reason(tail(self._flink.log_path, LOG_LINES))
+    def reason(self) -> str | None:
+        """Why the job last restarted, as far as was seen: an embedded Flink that has given up answers no more."""
+        return self._why
 
     def _figures(self) -> dict[str, int]:
-        checkpoints = self._quietly(lambda: self._flink.checkpoints(str(self._job_id)), {})
+        checkpoints = quietly(lambda: self._flink.checkpoints(str(self._job_id)), {})
         if not checkpoints:
             return {}
         latest = (checkpoints.get("latest") or {}).get("completed") or {}
-        failures = self._quietly(lambda: self._flink.exceptions(str(self._job_id)), [])
-        if len(failures) > self._told_restarts:
-            self._told_restarts = len(failures)
+        failures = quietly(lambda: self._flink.exceptions(str(self._job_id)), [])
+        if failures and failures[0]["timestamp"] != self._told_restart:
+            self._told_restart = failures[0]["timestamp"]
             self._why = reason(str(failures[0]["stacktrace"]))
             self._shown.say(f"{self._name}: restarting from the last checkpoint: {self._why}")
+        failed, why = failing(checkpoints)
+        if failed > self._told_failed:
+            self._shown.say(
+                f"{self._name}: {failed} checkpoint{'s have' if failed > 1 else ' has'} failed in a row: {why}; "
+                f"after {TOLERABLE_CHECKPOINT_FAILURES + 1} the job restarts from the last good one"
+            )
+        self._told_failed = failed
         return {
             "checkpoints": int(checkpoints["counts"]["completed"]),
+            "checkpoints_failing": failed,
             "checkpoint_bytes": int(latest.get("state_size", 0)),
             "checkpoint_ms": int(latest.get("end_to_end_duration", 0)),
             "restarts": len(failures),
         }
 
-    @staticmethod
-    def _quietly(call: Callable[[], Any], otherwise: Any) -> Any:
-        """While a job starts or ends, Flink may not answer for a moment."""
+
+def failing(checkpoints: dict[str, Any]) -> tuple[int, str]:
+    """How many of the last checkpoints failed in a row, and why the last one did."""
+    count = 0
+    for checkpoint in checkpoints.get("history") or []:
+        if checkpoint["status"] == "COMPLETED":
+            break
+        count += checkpoint["status"] == "FAILED"
+    latest = (checkpoints.get("latest") or {}).get("failed") or {}
+    return count, str(latest.get("failure_message") or "no reason given").partition("\n")[0] if count else ""
+
+
+def embedded_state(flink: EmbeddedFlink, state: Callable[[], str]) -> Callable[[], str]:
+    """What became of a job on an embedded Flink; ``state`` is Beam's, which calls a cancelled job failed."""
+    return lambda: "failed" if state() in ("FAILED", "CANCELLED") or not flink.running else "running"
+
+
+def cluster_state(flink: FlinkRest, job_id: str) -> Callable[[], str]:
+    """What became of a job on a cluster, whose JobManager may be away for a while.
+
+    The callable raises ServiceError when it has been away for too long.
+    """
+    seen = time.monotonic()
+
+    def state() -> str:
+        nonlocal seen
         try:
-            return call()
-        except ServiceError:
-            return otherwise
+            found = str(flink.job(job_id)["state"])
+        except ServiceError as error:
+            if time.monotonic() - seen > OUTAGE_SECONDS:
+                raise ServiceError(f"{error} It has been so for {OUTAGE_SECONDS:g} s; the job may still run.") from None
+            return "running"
+        seen = time.monotonic()
+        return {"FAILED": "failed", "CANCELED": "stopped", "FINISHED": "stopped"}.get(found, "running")
+
+    return state
+
+
+def quietly(call: Callable[[], Any], otherwise: Any) -> Any:
+    """While a job starts or ends, or a JobManager is replaced, Flink may not answer for a moment."""
+    try:
+        return call()
+    except ServiceError:
+        return otherwise
 
 
 def reason(trace: str) -> str:
@@ -95,7 +151,12 @@ def reason(trace: str) -> str:
     return message if kind.endswith((".SinkError", ".SourceError")) else f"{kind}: {message}" if message else kind
 
 
+def failure(flink: EmbeddedFlink, follower: Follower) -> str:
+    """Why the job of an embedded Flink failed: the reason it last restarted, else what its log ends with."""
+    return follower.reason() or reason(tail(flink.log_path, LOG_LINES))
+
+
 def wait_for_end(flink: EmbeddedFlink, state: Callable[[], str]) -> bool:
     """Waits until the one job on ``flink`` has processed all its input and stored all its rows; False when it failed."""
-    follower = Follower(flink, JobRecord(None), "job", view("job", json_lines=False))
-    return follower.follow(threading.Event(), state) == "done"
+    follower = Follower(flink, JobRecord(None), "job", view("job", json_lines=False), embedded_state(flink, state))
+    return follower.follow(threading.Event()) == "done"

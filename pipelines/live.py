@@ -72,6 +72,8 @@ class _PlainView:
         ]
         if snapshot.checkpoints:
             parts.append(f"checkpoint {snapshot.checkpoints} ({snapshot.checkpoint_bytes / 1024:,.0f} kB, {snapshot.checkpoint_ms} ms)")
+        if snapshot.checkpoints_failing:
+            parts.append(f"{snapshot.checkpoints_failing} checkpoints failed since")
         if snapshot.restarts:
             parts.append(f"{snapshot.restarts} restarts")
         print("  " + ", ".join(parts), flush=True)
@@ -123,6 +125,8 @@ class _TerminalView:
         table.add_row("late", f"[{'yellow' if snapshot.late else 'dim'}]{snapshot.late:,}[/]", "after their window had closed")
         if snapshot.checkpoints:
             table.add_row("checkpoints", f"{snapshot.checkpoints:,}", f"latest {snapshot.checkpoint_bytes / 1024:,.0f} kB in {snapshot.checkpoint_ms} ms")
+        if snapshot.checkpoints_failing:
+            table.add_row("", f"[red]{snapshot.checkpoints_failing}[/]", "checkpoints failed since")
         if snapshot.restarts:
             table.add_row("restarts", f"[red]{snapshot.restarts}[/]", "by Flink")
         return table

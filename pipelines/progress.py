@@ -19,7 +19,7 @@ class Snapshot:
         events, rejected, late: events read, payloads rejected, events that came too late.
         rows, final: rows written to result tables, final ones among them.
         newest: largest event time read. watermark: smallest of the splits still read. closed: start of the newest window with a final row.
-        checkpoints: completed ones. checkpoint_bytes, checkpoint_ms: size and duration of the latest. restarts: of the job by Flink.
+        checkpoints: completed ones. checkpoints_failing: how many of the last ones failed in a row. checkpoint_bytes, checkpoint_ms: size and duration of the latest. restarts: of the job by Flink.
     """
 
     at: float = field(default_factory=time.monotonic)
@@ -34,6 +34,7 @@ class Snapshot:
     watermark: int | None = None
     closed: int | None = None
     checkpoints: int = 0
+    checkpoints_failing: int = 0
     checkpoint_bytes: int = 0
     checkpoint_ms: int = 0
     restarts: int = 0
@@ -47,7 +48,7 @@ class Snapshot:
 
 
 def snapshot(record: JobRecord, flink: dict[str, int] | None = None) -> Snapshot:
-    """What the record says now; ``flink`` has the last four attributes."""
+    """What the record says now; ``flink`` has the last five attributes."""
     splits = record.all("splits")
     sinks = [values for values in record.all("sinks") if values["kind"] == "results"]
     reading = [values for values in splits if not values["done"]]
@@ -65,3 +66,9 @@ def snapshot(record: JobRecord, flink: dict[str, int] | None = None) -> Snapshot
         closed=max((values["newest_final"] for values in sinks if values["newest_final"] is not None), default=None),
         **(flink or {}),
     )
+
+
+def done(name: str, record: JobRecord) -> str:
+    """What is said of a job that has come to its end."""
+    now = snapshot(record)
+    return f"{name}: done, {now.events:,} events, {now.rejected:,} rejected, {now.late:,} late"

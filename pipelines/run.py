@@ -6,24 +6,23 @@ that every watermark has reached the end of time, waits for one more checkpoint 
 
 from __future__ import annotations
 
-import json
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import apache_beam as beam
 import pyarrow as pa
-from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_handlers
-from apache_beam.yaml.yaml_transform import expand_pipeline
 
-from streamgauge.pipelines.follow import POLL_SECONDS, Follower, reason
+from streamgauge.pipelines.follow import POLL_SECONDS, Follower, embedded_state, failure, reason
 from streamgauge.pipelines.job import Job, JobError, Output, job_folder, origins
 from streamgauge.pipelines.live import View
-from streamgauge.pipelines.progress import snapshot
+from streamgauge.pipelines.progress import done, snapshot
+from streamgauge.pipelines.run_build import build
+from streamgauge.pipelines.run_cluster import Launch, run_on_cluster
 from streamgauge.pipelines.run_scope import interrupts, logs_to, only_run, shown_as, stderr_to, waiting_for
-from streamgauge.pipelines.services.flink import EmbeddedFlink, flink_options, latest_checkpoint, silence_unknown_options
+from streamgauge.pipelines.run_state import Run, check_unchanged, last_run, remember
+from streamgauge.pipelines.services.flink import EmbeddedFlink, flink_options, latest_checkpoint
 from streamgauge.transforms.aggregate import late_schema
 from streamgauge.transforms.dead_letter import SCHEMA as DEAD_LETTER_SCHEMA
 from streamgauge.transforms.record import JobRecord
@@ -35,17 +34,22 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
 
-def run_job(job: Job, *, runner: str | None, flink: str | None, fresh: bool, options: list[str], json_lines: bool) -> int:
+def run_job(
+    job: Job, *, runner: str | None, flink: str | None, fresh: bool, options: list[str], json_lines: bool, launch: Launch | None = None
+) -> int:
     """Runs a job to its end, or until Ctrl-C. Returns the exit code: 0 done, 1 failed, 130 interrupted.
 
     Args:
         runner: ``direct``, ``flink`` or any runner that Beam knows; None: direct for bounded input, flink else.
-        flink: host:port of a Beam job server for a Flink cluster; None: an embedded Flink.
+        flink: host:port of a Flink cluster's REST API; None: an embedded Flink.
         fresh: start anew, whatever checkpoints there are.
         options: Beam options, which win over ours.
         json_lines: progress as JSON lines on standard output.
+        launch: how it is started on a cluster.
     """
-    runner = runner or ("direct" if job.bounded else "flink")
+    runner = runner or ("direct" if job.bounded and flink is None else "flink")
+    if flink is not None and runner != "flink":
+        raise JobError(f"--flink {flink} and --runner {runner} do not go together; leave one of them out")
     folder = job_folder(job.name)
     folder.mkdir(parents=True, exist_ok=True)
     with only_run(folder, job.name), shown_as(job.name, json_lines) as shown, logs_to(folder / "worker.log"):
@@ -53,13 +57,18 @@ def run_job(job: Job, *, runner: str | None, flink: str | None, fresh: bool, opt
             connector = read.source.create()
             with waiting_for(connector.name, shown):
                 connector.splits()
-        if runner in ("direct", "flink") and flink is None:
+        if runner in ("direct", "flink"):
             _open_stores(job, shown)
         if runner == "direct":
             return _run_direct(job, folder, options, shown)
-        if runner == "flink" and flink is None:
+        if flink is not None:
+            parallelism = _option(options, "parallelism", 0) or None
+            interval = _option(options, "checkpointing_interval", CHECKPOINT_MS)
+            launch = replace(launch or Launch(), fresh=fresh, options=tuple(options), parallelism=parallelism, checkpoint_interval_ms=interval)
+            return run_on_cluster(job, folder, flink, launch, shown)
+        if runner == "flink":
             return _run_embedded(job, folder, fresh, options, shown)
-        return _run_elsewhere(job, folder, runner, flink, options, shown)
+        return _run_elsewhere(job, folder, runner, options, shown)
 
 
 def _open_stores(job: Job, shown: View) -> None:
@@ -89,13 +98,6 @@ def _row_schema(output: Output) -> pa.Schema | None:
     return late_schema(metric) if output.kind == "late events" else metric.result_schema
 
 
-def _build(job: Job, folder: Path, options: list[str], runner: Any = None) -> beam.Pipeline:
-    silence_unknown_options()
-    pipeline = beam.Pipeline(runner=runner, options=PipelineOptions([f"--record_folder={folder / 'record'}", *job.options, *options]))
-    expand_pipeline(pipeline, job.spec)
-    return pipeline
-
-
 def _run_direct(job: Job, folder: Path, options: list[str], shown: View) -> int:
     """The FnApiRunner, in this process. Chosen by name: Beam's switch would first try to fetch another runner.
 
@@ -116,7 +118,7 @@ def _run_direct(job: Job, folder: Path, options: list[str], shown: View) -> int:
     follower.start()
     try:
         with stderr_to(folder / "worker.log"), interrupts(at_once=True) as interrupted:
-            _build(job, folder, options, FnApiRunner()).run().wait_until_finish()
+            build(job, folder, options, FnApiRunner()).run().wait_until_finish()
     except (KeyboardInterrupt, Exception) as error:  # the runner raises whatever a worker raised, and Ctrl-C in a worker as an error
         if interrupted.is_set():
             shown.say(f"{job.name}: interrupted. The same command starts it anew: the DirectRunner keeps no checkpoints.")
@@ -127,20 +129,20 @@ def _run_direct(job: Job, folder: Path, options: list[str], shown: View) -> int:
         stop.set()
         follower.join()
     shown.show(snapshot(record))
-    shown.say(_done(job.name, record))
+    shown.say(done(job.name, record))
     return 0
 
 
-def _run_elsewhere(job: Job, folder: Path, runner: str, flink: str | None, options: list[str], shown: View) -> int:
-    """Submitted with Beam's own options: a job server of the user's, Beam's FlinkRunner, Dataflow."""
-    chosen = {"flink": "PortableRunner", "dataflow": "DataflowRunner"}.get(runner, runner)
-    where = [f"--job_endpoint={flink}", "--environment_type=LOOPBACK"] if flink else []
+def _run_elsewhere(job: Job, folder: Path, runner: str, options: list[str], shown: View) -> int:
+    """Submitted with Beam's own options: a Beam job server of the user's, Beam's FlinkRunner, Dataflow."""
+    chosen = {"dataflow": "DataflowRunner"}.get(runner, runner)
+    where = []
     if "flink" in runner.lower() and not job.bounded:
         where += ["--streaming", *flink_options(_option(options, "parallelism", PARALLELISM), _option(options, "checkpointing_interval", CHECKPOINT_MS))]
     JobRecord(folder / "record").clear()
-    shown.say(f"{job.name}: {chosen}{f' at {flink}' if flink else ''}")
+    shown.say(f"{job.name}: {chosen}")
     try:
-        state = _build(job, folder, [f"--runner={chosen}", *where, *options]).run().wait_until_finish()
+        state = build(job, folder, [f"--runner={chosen}", *where, *options]).run().wait_until_finish()
     except RuntimeError as error:  # of the runner, with what the job server said
         shown.say(f"{job.name} failed: {reason(str(error))} (log: {folder / 'worker.log'})")
         return 1
@@ -148,8 +150,7 @@ def _run_elsewhere(job: Job, folder: Path, runner: str, flink: str | None, optio
 
 
 def _run_embedded(job: Job, folder: Path, fresh: bool, options: list[str], shown: View) -> int:
-    state = _State(folder, job)
-    checkpoint = None if fresh else state.checkpoint()
+    checkpoint = None if fresh else _embedded_checkpoint(job, folder)
     record = JobRecord(folder / "record")
     if checkpoint is None:
         record.clear()
@@ -157,17 +158,21 @@ def _run_embedded(job: Job, folder: Path, fresh: bool, options: list[str], shown
         folder / "flink", _option(options, "parallelism", PARALLELISM), _option(options, "checkpointing_interval", CHECKPOINT_MS), restore_from=checkpoint
     )
     shown.say(f"{job.name}: embedded Flink, " + (f"resumed from checkpoint {checkpoint.name}" if checkpoint else "started anew"))
-    state.started(checkpoint)
+    # Only what the run resumes from is kept: whatever checkpoint there is later, it is one of this job.
+    for run in flink.checkpoints_folder.glob("*"):
+        if checkpoint is None or run not in checkpoint.parents:
+            shutil.rmtree(run, ignore_errors=True)
+    remember(folder, Run(job.fingerprint))
     flink.start()
     # Bundles that the end of Flink cuts off fail too.
     with stderr_to(folder / "worker.log"), flink, interrupts() as interrupted:
-        result = _build(job, folder, [*flink.pipeline_options(), *options]).run()
-        follower = Follower(flink, record, job.name, shown)
-        ended = follower.follow(interrupted, lambda: str(result.state))
+        result = build(job, folder, [*flink.pipeline_options(), *options]).run()
+        follower = Follower(flink, record, job.name, shown, embedded_state(flink, lambda: str(result.state)))
+        ended = follower.follow(interrupted)
         if ended == "done":
             follower.stop()
-            state.completed()
-            shown.say(_done(job.name, record))
+            remember(folder, Run(job.fingerprint, completed=True))
+            shown.say(done(job.name, record))
             return 0
         if ended == "interrupted":
             follower.stop()
@@ -175,49 +180,19 @@ def _run_embedded(job: Job, folder: Path, fresh: bool, options: list[str], shown
             how = f"from checkpoint {found.name}" if found else "from its start (there was no checkpoint yet)"
             shown.say(f"{job.name}: interrupted. The same command resumes it {how}; with --fresh it starts anew.")
             return INTERRUPTED
-        shown.say(f"{job.name} failed: {follower.failure()} (logs: {folder / 'worker.log'}, {flink.log_path})")
+        shown.say(f"{job.name} failed: {failure(flink, follower)} (logs: {folder / 'worker.log'}, {flink.log_path})")
         return 1
 
 
-class _State:
-    """Whether there is something to resume, and of what job."""
-
-    def __init__(self, folder: Path, job: Job) -> None:
-        self._folder = folder
-        self._path = folder / "run.json"
-        self._job = job
-
-    def checkpoint(self) -> Path | None:
-        """The checkpoint to resume from. Raises JobError when the job file has changed since."""
-        if not self._path.exists():
-            return None
-        values = json.loads(self._path.read_text())
-        found = latest_checkpoint(self._folder / "flink")
-        if values["completed"] or found is None:
-            return None
-        if values["job"] != self._job.fingerprint:
-            raise JobError(
-                f"{self._job.path}: the job has changed since checkpoint {found.name}; undo the change to resume, or start anew with --fresh"
-            )
-        return found
-
-    def started(self, checkpoint: Path | None) -> None:
-        """Only what the run resumes from is kept: whatever checkpoint there is later, it is one of this job."""
-        for run in (self._folder / "flink" / "checkpoints").glob("*"):
-            if checkpoint is None or run not in checkpoint.parents:
-                shutil.rmtree(run, ignore_errors=True)
-        self._write(completed=False)
-
-    def completed(self) -> None:
-        self._write(completed=True)
-
-    def _write(self, *, completed: bool) -> None:
-        self._path.write_text(json.dumps({"job": self._job.fingerprint, "completed": completed}))
-
-
-def _done(name: str, record: JobRecord) -> str:
-    now = snapshot(record)
-    return f"{name}: done, {now.events:,} events, {now.rejected:,} rejected, {now.late:,} late"
+def _embedded_checkpoint(job: Job, folder: Path) -> Path | None:
+    """The checkpoint to resume from. Raises JobError when the job file has changed since."""
+    run, found = last_run(folder), latest_checkpoint(folder / "flink")
+    if run is None or run.completed or found is None:
+        return None
+    if run.flink is not None:
+        raise JobError(f"{job.name} last ran on the cluster {run.flink}; go on there with --flink {run.flink}, or start anew with --fresh")
+    check_unchanged(job, run, found)
+    return found
 
 
 def _option(options: list[str], name: str, default: int) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from streamgauge.pipelines.services.class_data import ClassData
+from streamgauge.pipelines.services.flink_conf import common, opens
 from streamgauge.pipelines.services.flink_rest import FlinkRest
 from streamgauge.pipelines.services.java import java
 from streamgauge.pipelines.services.patches import flink_jars
@@ -15,19 +16,6 @@ from streamgauge.pipelines.services.process import HOST, Service, free_ports, po
 from streamgauge.pipelines.services.server import JavaServer
 
 MAIN = "org.apache.beam.runners.flink.FlinkJobServerDriver"
-OPENS = (
-    "io",
-    "lang",
-    "lang.reflect",
-    "net",
-    "nio",
-    "text",
-    "time",
-    "util",
-    "util.concurrent",
-    "util.concurrent.atomic",
-    "util.concurrent.locks",
-)
 START_TIMEOUT_S = 90.0
 # Key groups: fixed, so that a job can be rescaled from its checkpoints.
 MAX_PARALLELISM = 128
@@ -100,7 +88,7 @@ class EmbeddedFlink(JavaServer, FlinkRest):
             # Events never pass through the JVM one by one: its optimising compiler costs more than it can save
             # (11 CPU seconds with it, 5 without, for a job of 3 million events).
             "-XX:TieredStopAtLevel=1",
-            *(f"--add-opens=java.base/java.{package}=ALL-UNNAMED" for package in OPENS),
+            *opens(),
             f"-Djava.io.tmpdir={temporary}",
             "-Djava.net.preferIPv4Stack=true",
             f"-Dorg.slf4j.simpleLogger.defaultLogLevel={self._log_level}",
@@ -127,33 +115,16 @@ class EmbeddedFlink(JavaServer, FlinkRest):
     def configuration(self) -> dict[str, object]:
         """The Flink configuration that `start` writes."""
         return {
-            "rest.address": HOST,
-            "rest.bind-address": HOST,
-            "rest.port": self._rest_port,
-            "rest.bind-port": self._rest_port,
+            **common(self._rest_port, self.checkpoints_folder, self.savepoints_folder, self.folder / "tmp"),
             "web.submit.enable": "false",
-            "jobmanager.bind-host": HOST,
-            "taskmanager.bind-host": HOST,
-            "taskmanager.host": HOST,
             "parallelism.default": self.parallelism,
             "taskmanager.numberOfTaskSlots": self.parallelism,
             "taskmanager.memory.managed.size": "16m",
             "taskmanager.memory.network.min": "64m",
             "taskmanager.memory.network.max": "64m",
-            "io.tmp.dirs": self.folder / "tmp",
             "state.backend.type": "hashmap",
-            # Beyond 5 MB checkpoints in JobManager memory fail, and the job restarts in a loop.
-            "state.checkpoints.dir": self.checkpoints_folder.as_uri(),
-            "state.savepoints.dir": self.savepoints_folder.as_uri(),
-            "state.checkpoints.num-retained": 2,
-            "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
-            "restart-strategy.type": "exponential-delay",
-            "restart-strategy.exponential-delay.initial-backoff": "500 ms",
             "restart-strategy.exponential-delay.max-backoff": "10 s",
-            "restart-strategy.exponential-delay.reset-backoff-threshold": "1 min",
             "restart-strategy.exponential-delay.attempts-before-reset-backoff": 10,
-            "metrics.fetcher.update-interval": 500,
-            "web.refresh-interval": 500,
             **self._extra,
         }
 

@@ -10,19 +10,21 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import psutil
 
+from streamgauge.pipelines.services import flink_cluster
 from streamgauge.pipelines.services.cache import locked
 from streamgauge.pipelines.services.errors import ServiceError
+from streamgauge.pipelines.services.flink_cluster import FlinkCluster
 from streamgauge.pipelines.services.kafka import KafkaServer
 from streamgauge.pipelines.services.process import port_open, stop_group
 from streamgauge.pipelines.services.questdb import QuestDbServer
 
-PORTS = {"kafka": 9092, "questdb": 9000}
+PORTS = {"kafka": 9092, "questdb": 9000, "flink": 8081}
 GRACE_S = 15.0
 CLOCK_SLACK_S = 1.0
 
@@ -32,7 +34,8 @@ class Server:
     """The state of one server of a stack.
 
     `state` is "running", "stopped" or "died" (recorded as running, but its process is gone);
-    `started` is in epoch seconds; `ports` by use; `address` is what clients connect to.
+    `started` is in epoch seconds; `ports` by use; `address` is what clients connect to; `parts` are processes of its own that it
+    starts again when they die (a Flink cluster's), each with its state in words.
     """
 
     name: str
@@ -42,15 +45,25 @@ class Server:
     ports: dict[str, int] = field(default_factory=dict)
     address: str | None = None
     log: str | None = None
+    parts: dict[str, str] = field(default_factory=dict)
 
 
-def up(names: Iterable[str], folder: Path | str, ports: Mapping[str, int] | None = None) -> list[Server]:
+@dataclass(frozen=True)
+class Sizes:
+    """How large a Flink cluster is started: its TaskManagers, and the slots of each."""
+
+    task_managers: int = 1
+    slots: int = 2
+
+
+def up(names: Iterable[str], folder: Path | str, ports: Mapping[str, int] | None = None, sizes: Sizes = Sizes()) -> list[Server]:
     """Start the named servers that do not run yet, and return their states.
 
     Args:
-        names: of "kafka" and "questdb".
+        names: of "kafka", "questdb" and "flink".
         folder: holds their data, logs and records.
-        ports: their ports where not the usual ones (9092 and 9000).
+        ports: their ports where not the usual ones (9092, 9000, 8081).
+        sizes: of the Flink cluster.
 
     Raises:
         ServiceError: unknown name, port taken, or a server that does not start.
@@ -61,7 +74,7 @@ def up(names: Iterable[str], folder: Path | str, ports: Mapping[str, int] | None
         with locked(base / f".{name}.lock"):
             server = _state(name, base)
             if server.state != "running":
-                server = _start(name, base, (ports or {}).get(name))
+                server = _start(name, base, (ports or {}).get(name), sizes)
             elif ports and ports.get(name, server.ports[name]) != server.ports[name]:
                 raise ServiceError(
                     f"{name} already runs on port {server.ports[name]} with its data in {base / name}, not on "
@@ -116,7 +129,7 @@ def _state(name: str, base: Path) -> Server:
         process = psutil.Process(recorded.pid)
         same = abs(process.create_time() - (recorded.started or 0.0)) < CLOCK_SLACK_S
         if same and not _gone(process):
-            return recorded
+            return replace(recorded, parts=_parts(name, base))
     return Server(name, "died", log=recorded.log)
 
 
@@ -128,13 +141,13 @@ def _gone(process: psutil.Process) -> bool:
         return True
 
 
-def _start(name: str, base: Path, port: int | None) -> Server:
+def _start(name: str, base: Path, port: int | None, sizes: Sizes) -> Server:
     chosen = port or PORTS[name]
     if port_open(chosen):
         raise ServiceError(
             f"Port {chosen}, which {name} should listen on, is taken{_holder(chosen)}. Stop that, or give another port (port=...)."
         )
-    server, address, ports = _STARTERS[name](base / name, chosen)
+    server, address, ports = _STARTERS[name](base / name, chosen, sizes)
     server.start()
     pid = server.pid
     assert pid is not None
@@ -143,23 +156,42 @@ def _start(name: str, base: Path, port: int | None) -> Server:
     part = base / f".{name}.json.part"
     part.write_text(json.dumps(asdict(state), indent=2))
     part.replace(_record(name, base))
-    return state
+    return replace(state, parts=_parts(name, base))
 
 
-def _kafka(folder: Path, port: int) -> tuple[KafkaServer, str, dict[str, int]]:
+def _kafka(folder: Path, port: int, _: Sizes) -> tuple[KafkaServer, str, dict[str, int]]:
     server = KafkaServer(folder, port, detached=True)
     return server, server.brokers, {"kafka": server.port}
 
 
-def _questdb(folder: Path, port: int) -> tuple[QuestDbServer, str, dict[str, int]]:
+def _questdb(folder: Path, port: int, _: Sizes) -> tuple[QuestDbServer, str, dict[str, int]]:
     server = QuestDbServer(folder, port, detached=True)
     return server, server.url, {"questdb": server.http_port, "postgres": server.pg_port}
 
 
-_STARTERS: dict[str, Callable[[Path, int], tuple[KafkaServer | QuestDbServer, str, dict[str, int]]]] = {
+def _flink(folder: Path, port: int, sizes: Sizes) -> tuple[FlinkCluster, str, dict[str, int]]:
+    server = FlinkCluster(folder, port, task_managers=sizes.task_managers, slots=sizes.slots, detached=True)
+    return server, server.address, {"flink": server.rest_port}
+
+
+_STARTERS: dict[str, Callable[[Path, int, Sizes], tuple[KafkaServer | QuestDbServer | FlinkCluster, str, dict[str, int]]]] = {
     "kafka": _kafka,
     "questdb": _questdb,
+    "flink": _flink,
 }
+
+
+def _parts(name: str, base: Path) -> dict[str, str]:
+    if name != "flink":
+        return {}
+    found = {}
+    for part in flink_cluster.parts(base / name):
+        again = f", started again {part.restarts} times" if part.restarts > 1 else ", started again once" if part.restarts else ""
+        found[part.name] = (f"process {part.pid}" if part.pid else "down, starting again") + again
+    workers = flink_cluster.worker_pids(base / name)
+    if workers:
+        found["python workers"] = f"{len(workers)}: " + ", ".join(f"process {pid}" for pid in workers)
+    return found
 
 
 def _holder(port: int) -> str:

@@ -16,11 +16,15 @@ import org.apache.beam.vendor.grpc.v1p69p0.io.grpc.netty.NettyServerBuilder;
 /**
  * Streamgauge's replacement for the class of this name in Beam, put before it on the class path: its
  * servers listen at the address that they announce. Beam's announce "localhost" but listen, without
- * any authentication, on every interface of the machine.
+ * any authentication, on every interface of the machine. And they ask their clients for signs of
+ * life: a worker that is frozen, or behind a cut network, keeps its connection, and its bundle would
+ * wait for ever; without an answer the bundle fails after half a minute.
  */
 public abstract class ServerFactory {
 
   private static final int KEEP_ALIVE_S = 20;
+  private static final int ASK_AFTER_S = 10;
+  private static final int ANSWER_WITHIN_S = 20;
 
   public static ServerFactory createDefault() {
     return new InetSocketAddressServerFactory(null, () -> 0);
@@ -93,7 +97,9 @@ public abstract class ServerFactory {
       NettyServerBuilder builder =
           NettyServerBuilder.forAddress(address)
               .maxInboundMessageSize(Integer.MAX_VALUE)
-              .permitKeepAliveTime(KEEP_ALIVE_S, TimeUnit.SECONDS);
+              .permitKeepAliveTime(KEEP_ALIVE_S, TimeUnit.SECONDS)
+              .keepAliveTime(ASK_AFTER_S, TimeUnit.SECONDS)
+              .keepAliveTimeout(ANSWER_WITHIN_S, TimeUnit.SECONDS);
       for (BindableService service : services) {
         builder.addService(
             ServerInterceptors.intercept(service, GrpcContextHeaderAccessorProvider.interceptor()));
