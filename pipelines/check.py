@@ -22,8 +22,9 @@ def plan(job: Job) -> dict[str, Any]:
         "bounded": job.bounded,
         "runner": "direct" if job.bounded else "flink",
         "sources": [_source(job, step) for step in job.of("ReadEvents")],
+        "deduplicates": [_deduplicate(step) for step in job.of("Deduplicate")],
         "metrics": [_metric(job, step) for step in job.of("AggregateWindows")],
-        "sinks": [_sink(step) for step in job.of("WriteResults")],
+        "sinks": [_sink(job, step) for step in job.of("WriteResults")],
         "others": [{"step": step.name, "type": step.type, "line": step.line} for step in job.steps if step.options is None],
     }
 
@@ -42,6 +43,18 @@ def _source(job: Job, step: Step) -> dict[str, Any]:
         "fields": dict(options.format.options.fields),
         "time": {"field": time.field, "unit": time.unit, "disorder": format_duration(time.disorder), "idle": format_duration(time.idle)},
         "rejected": _takers(job, step, handling.output) if handling else [f"parquet:{job.record_folder / 'dead_letters'}"],
+    }
+
+
+def _deduplicate(step: Step) -> dict[str, Any]:
+    options = step.options
+    return {
+        "step": step.name,
+        "line": step.line,
+        "reads": [output.step.name for output in origins(step)],
+        "by": list(options.by),
+        "horizon": format_duration(options.horizon),
+        "shards": options.shards,
     }
 
 
@@ -65,15 +78,24 @@ def _metric(job: Job, step: Step) -> dict[str, Any]:
     }
 
 
-def _sink(step: Step) -> dict[str, Any]:
+def _sink(job: Job, step: Step) -> dict[str, Any]:
     to = step.options.to
     return {
         "step": step.name,
         "line": step.line,
         "sink": to.create().name,
+        "rejected": _refused(job, step),
         "takes": [f"{output.kind or 'rows'} of {output.step.name}" for output in origins(step)],
         "guarantee": to.registry.load(to.name).guarantee,
     }
+
+
+def _refused(job: Job, step: Step) -> list[str] | None:
+    """Where the rows go that the store can never take; None for dead letters: one that cannot be stored fails the job."""
+    if all(output.kind == "dead letters" for output in origins(step)):
+        return None
+    handling = step.options.error_handling
+    return _takers(job, step, handling.output) if handling else [f"parquet:{job.record_folder / 'dead_letters'}"]
 
 
 def _takers(job: Job, step: Step, output: str) -> list[str]:
@@ -97,12 +119,16 @@ def show(job: Job, console: Console) -> None:
     _line(console, "runs on", f"{runner}: {why}")
     for source in found["sources"]:
         _show_source(console, job, source)
+    for deduplicate in found["deduplicates"]:
+        _show_deduplicate(console, job, deduplicate)
     for metric in found["metrics"]:
         _show_metric(console, job, metric)
     for sink in found["sinks"]:
         _title(console, "sink", sink["sink"], f"{job.path}:{sink['line']}")
         _line(console, "takes", ", ".join(sink["takes"]))
         _line(console, "guarantee", sink["guarantee"])
+        if sink["rejected"] is not None:
+            _line(console, "rejected", f"rows that it can never take go to {_and(sink['rejected'])}")
     for other in found["others"]:
         _title(console, "Beam", other["type"], f"{job.path}:{other['line']}")
 
@@ -117,6 +143,14 @@ def _show_source(console: Console, job: Job, source: dict[str, Any]) -> None:
     if not source["bounded"]:
         _line(console, "idle", f"a split at its end for {time['idle']} no longer holds the watermark back")
     _line(console, "rejected", f"dead letters go to {_and(source['rejected'])}")
+
+
+def _show_deduplicate(console: Console, job: Job, deduplicate: dict[str, Any]) -> None:
+    _title(console, "deduplicate", ", ".join(deduplicate["by"]), f"{job.path}:{deduplicate['line']}")
+    _line(console, "reads", f"events of {_and(deduplicate['reads'])}")
+    horizon = deduplicate["horizon"]
+    _line(console, "drops", f"an event whose id was seen at most {horizon} of event time away")
+    _line(console, "remembers", f"an id until the watermark is {horizon} past its event time; an older event goes on, counted")
 
 
 def _show_metric(console: Console, job: Job, metric: dict[str, Any]) -> None:

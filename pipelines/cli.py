@@ -64,7 +64,9 @@ def _run(options: argparse.Namespace, others: list[str]) -> int:
         raise JobError("--detach, --from and --drop-state are for a Flink cluster; name it with --flink HOST:PORT")
     if options.fresh and options.restore_from:
         raise JobError("--fresh starts anew and --from resumes; leave one of them out")
-    launch = Launch(detach=options.detach, restore_from=options.restore_from, allow_dropped=options.drop_state)
+    if options.replay and (options.fresh or options.restore_from):
+        raise JobError("--replay reads from recorded positions; leave --fresh and --from out")
+    launch = Launch(replay=options.replay, detach=options.detach, restore_from=options.restore_from, allow_dropped=options.drop_state)
     return run_job(job, runner=options.runner, flink=options.flink, fresh=options.fresh, options=others, json_lines=options.json, launch=launch)
 
 
@@ -229,6 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--runner", help="direct, flink, dataflow, or a runner that Beam knows; default: direct where the input ends, else flink")
     run.add_argument("--flink", metavar="HOST:PORT", help="REST address of a Flink cluster (see `stack up flink`); default: an embedded Flink")
     run.add_argument("--fresh", action="store_true", help="start anew instead of resuming from the last checkpoint")
+    run.add_argument("--replay", action="store_true", help="start from recorded positions instead of state, after a change that state does not survive: windows that were not complete are computed anew")
     run.add_argument("--json", action="store_true", help="progress as JSON lines on standard output")
 
     run.add_argument("--detach", action="store_true", help="on a cluster: come back once the job runs")

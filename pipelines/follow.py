@@ -9,10 +9,11 @@ from typing import Any
 
 from streamgauge.pipelines.live import View, view
 from streamgauge.pipelines.progress import snapshot
+from streamgauge.pipelines.run_state import PASSED
 from streamgauge.pipelines.services.errors import ServiceError
 from streamgauge.pipelines.services.flink import EmbeddedFlink
 from streamgauge.pipelines.services.flink_conf import TOLERABLE_CHECKPOINT_FAILURES
-from streamgauge.pipelines.services.flink_rest import FlinkRest
+from streamgauge.pipelines.services.flink_rest import FlinkRefused, FlinkRest
 from streamgauge.pipelines.services.process import tail
 from streamgauge.transforms.record import JobRecord
 
@@ -35,6 +36,7 @@ class Follower:
         self._job_id = job_id
         self._told_restart: object = None
         self._told_failed = 0
+        self._all_read = False
         self._why: str | None = None
 
     def follow(self, interrupted: threading.Event) -> str:
@@ -46,11 +48,38 @@ class Follower:
                 self._job_id = next((str(job["jid"]) for job in quietly(self._flink.jobs, [])), None)
                 continue
             self._shown.show(snapshot(self._record, self._figures()))
-            at_end = quietly(lambda: self._flink.at_end(str(self._job_id)), False)
-            if at_end and quietly(lambda: self._flink.checkpoint_now(str(self._job_id)), False):
+            note_watermark(self._flink, self._job_id, self._record)
+            if quietly(lambda: self._at_end(str(self._job_id)), False):
                 self._shown.show(snapshot(self._record, self._figures()))
                 return "done"
         return "interrupted"
+
+    def _at_end(self, job_id: str) -> bool:
+        """Whether all input was processed and every row is durable.
+
+        Flink's watermarks tell, but those that its REST API shows of a job that was restarted can be old ones for ever. Hence a second
+        way: once a checkpoint was taken with every split read to its end, every later attempt starts there. A checkpoint completes only
+        behind every watermark that was sent before it, and when bundles were open, at least one vertex further on. So after as many
+        checkpoints in one attempt as there are vertices, and one more, the end has come everywhere.
+        """
+        if self._flink.at_end(job_id):
+            return self._flink.checkpoint_now(job_id)
+        attempt = self._flink.attempt(job_id)
+        if attempt is None:
+            return False
+        began, vertices = attempt
+        if not self._all_read:
+            self._all_read = self._splits_done(began) and self._flink.checkpoint_now(job_id) and self._flink.attempt(job_id) == attempt
+        if not self._all_read:
+            return False
+        passed = all(self._flink.checkpoint_now(job_id) for _ in range(vertices + 1))
+        # Once more: by now a split whose reader was slow to begin is in the record, too.
+        return passed and self._flink.attempt(job_id) == attempt and self._splits_done()
+
+    def _splits_done(self, since: int = 0) -> bool:
+        """Whether readers have said so of every split that the record knows, after ``since`` (epoch milliseconds)."""
+        splits = self._record.all("splits")
+        return bool(splits) and all(split["done"] and split["updated"] * 1e3 > since for split in splits)
 
     def stop(self) -> None:
         """Cancel the job; its checkpoints stay."""
@@ -98,6 +127,13 @@ def failing(checkpoints: dict[str, Any]) -> tuple[int, str]:
     return count, str(latest.get("failure_message") or "no reason given").partition("\n")[0] if count else ""
 
 
+def note_watermark(flink: FlinkRest, job_id: str, record: JobRecord) -> None:
+    """Writes down how far every step is, for a replay: see run_state.py."""
+    passed = quietly(lambda: flink.least_watermark(job_id), None)
+    if passed is not None:
+        record.put(*PASSED, {"watermark": passed})
+
+
 def embedded_state(flink: EmbeddedFlink, state: Callable[[], str]) -> Callable[[], str]:
     """What became of a job on an embedded Flink; ``state`` is Beam's, which calls a cancelled job failed."""
     return lambda: "failed" if state() in ("FAILED", "CANCELLED") or not flink.running else "running"
@@ -114,6 +150,9 @@ def cluster_state(flink: FlinkRest, job_id: str) -> Callable[[], str]:
         nonlocal seen
         try:
             found = str(flink.job(job_id)["state"])
+        except FlinkRefused:
+            # A JobManager that has just come back does not know its jobs yet.
+            return "running" if time.monotonic() - seen < OUTAGE_SECONDS else "stopped"
         except ServiceError as error:
             if time.monotonic() - seen > OUTAGE_SECONDS:
                 raise ServiceError(f"{error} It has been so for {OUTAGE_SECONDS:g} s; the job may still run.") from None
@@ -125,10 +164,10 @@ def cluster_state(flink: FlinkRest, job_id: str) -> Callable[[], str]:
 
 
 def quietly(call: Callable[[], Any], otherwise: Any) -> Any:
-    """While a job starts or ends, or a JobManager is replaced, Flink may not answer for a moment."""
+    """While a job starts or ends, or a JobManager is replaced, Flink may not answer for a moment, or with less than usual."""
     try:
         return call()
-    except ServiceError:
+    except (ServiceError, LookupError):
         return otherwise
 
 

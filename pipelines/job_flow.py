@@ -13,6 +13,7 @@ from streamgauge.pipelines.job_errors import Path, Problem
 from streamgauge.pipelines.job_steps import Step, origins
 from streamgauge.pipelines.job_yaml import Document
 from streamgauge.transforms.aggregate import AggregateOptions, build_metric
+from streamgauge.transforms.deduplicate import DeduplicateOptions, check_ids
 from streamgauge.transforms.event_time import EventTime
 from streamgauge.transforms.read import ReadOptions, read_schema
 from streamgauge.transforms.write import WriteOptions
@@ -40,6 +41,8 @@ class Flow:
         for step in self.steps:
             if isinstance(step.options, AggregateOptions):
                 self._aggregated(step, step.options)
+            elif isinstance(step.options, DeduplicateOptions):
+                self._deduplicated(step, step.options)
             elif isinstance(step.options, WriteOptions):
                 self._written(step)
             for name, kind in step.outputs().items():
@@ -49,19 +52,33 @@ class Flow:
                     self._problem(step.path, f"nobody reads the {kind} of {step.name}; add {{type: {taker}, input: {wanted}, ...}}")
         self._one_table_each()
 
-    def _aggregated(self, step: Step, options: AggregateOptions) -> None:
-        schemas = []
+    def _events(self, step: Step) -> pa.Schema | None:
+        """Columns of the events that a step takes; None when they are not known, or there is a problem."""
         for output in origins(step):
             if output.kind not in ("events", None):
-                self._problem((*step.path, "input"), f"AggregateWindows takes events; {output.step.name}.{output.name} gives {output.kind}")
-            elif output.kind == "events":
-                schemas.append(event_schema(output.step))
+                self._problem((*step.path, "input"), f"{step.type} takes events; {output.step.name}.{output.name} gives {output.kind}")
+        schemas = [event_schema(source) for source in event_sources(step) if isinstance(source.options, ReadOptions)]
         if not schemas or self.problems:
-            return
+            return None
         if any(not schema.equals(schemas[0]) for schema in schemas):
-            self._problem((*step.path, "input"), "the inputs have different fields; events that are aggregated together must have the same schema")
+            self._problem((*step.path, "input"), "the inputs have different fields; events that are taken together must have the same schema")
+            return None
+        return schemas[0]
+
+    def _deduplicated(self, step: Step, options: DeduplicateOptions) -> None:
+        if step in event_sources(step):
+            self._problem((*step.path, "input"), f"{step.name} reads its own output")
             return
-        schema, path, before = schemas[0], (*step.path, "config"), len(self.problems)
+        schema = self._events(step)
+        if schema is not None:
+            for index, name in enumerate(options.by):
+                self._checked((*step.path, "config", "by", index), partial(check_ids, [name], schema))
+
+    def _aggregated(self, step: Step, options: AggregateOptions) -> None:
+        schema = self._events(step)
+        if schema is None:
+            return
+        path, before = (*step.path, "config"), len(self.problems)
         for index, (name, field) in enumerate(options.by.items()):
             only = options.model_copy(update={"by": {name: field}, "aggregates": {}})
             self._checked((*path, "by", index if name == field else name), partial(build_metric, only, schema))
@@ -104,6 +121,17 @@ def event_schema(step: Step) -> pa.Schema:
     """Columns of the events of a ReadEvents. Raises PydanticCustomError when the time field does not fit."""
     options: ReadOptions = step.options
     return read_schema(EventTime(options.time, options.format.create().schema))
+
+
+def event_sources(step: Step) -> list[Step]:
+    """The steps whose events reach a step, also through Deduplicate, which passes on what it takes; Deduplicates among them."""
+    found: list[Step] = []
+    asked = [step]
+    while asked:
+        others = [output.step for output in origins(asked.pop()) if output.step not in found]
+        found += others
+        asked += [other for other in others if isinstance(other.options, DeduplicateOptions)]
+    return found
 
 
 def _and(kinds: set[str | None]) -> str:

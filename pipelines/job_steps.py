@@ -13,17 +13,24 @@ from streamgauge.pipelines.job_errors import Path, Problem, explain
 from streamgauge.pipelines.job_yaml import Document
 from streamgauge.transforms.aggregate import AggregateOptions
 from streamgauge.transforms.config import Config, did_you_mean
+from streamgauge.transforms.deduplicate import DeduplicateOptions
 from streamgauge.transforms.partials import Metric
 from streamgauge.transforms.read import ReadOptions
 from streamgauge.transforms.write import WriteOptions
 
-VOCABULARY: dict[str, type[Config]] = {"ReadEvents": ReadOptions, "AggregateWindows": AggregateOptions, "WriteResults": WriteOptions}
+VOCABULARY: dict[str, type[Config]] = {
+    "ReadEvents": ReadOptions, "Deduplicate": DeduplicateOptions, "AggregateWindows": AggregateOptions, "WriteResults": WriteOptions,
+}  # fmt: skip
 """Our transforms by the name that job files use, with their options."""
 
 _STEP_KEYS = ("type", "name", "input", "config", "resource_hints")
 _BEAM_STEP_KEYS = (*_STEP_KEYS, "output", "windowing", "output_schema")
 _NEST_KEYS = ("type", "name", "input", "output", "windowing", "resource_hints", "transforms", "extra_transforms", "source", "sink")
 _NESTS = ("chain", "composite")
+_MORE_OUTPUTS = {
+    "ReadEvents": "; dead letters have one with `error_handling: {output: rejected}`", "AggregateWindows": "; late events have one with `late: true`",
+}  # fmt: skip
+"""By type of step, what to do for the output that it has only when asked for."""
 
 
 @dataclass(eq=False)
@@ -48,8 +55,12 @@ class Step:
         if isinstance(self.options, ReadOptions):
             handling = self.options.error_handling
             return {"events": "events"} | ({handling.output: "dead letters"} if handling else {})
+        if isinstance(self.options, DeduplicateOptions):
+            return {"events": "events"}
         if isinstance(self.options, AggregateOptions):
             return {"results": "results"} | ({"late": "late events"} if self.options.late else {})
+        if isinstance(self.options, WriteOptions) and self.options.error_handling is not None:
+            return {self.options.error_handling.output: "dead letters"}
         return {}
 
 
@@ -207,7 +218,7 @@ class Steps:
         if isinstance(step.options, ReadOptions) and step.inputs:
             self._problem((*step.path, "input"), "ReadEvents reads its source and takes no input")
         elif not isinstance(step.options, ReadOptions) and not step.inputs and not self.problems:
-            other = {"AggregateWindows": "ReadEvents", "WriteResults": "AggregateWindows"}[step.type]
+            other = {"Deduplicate": "ReadEvents", "AggregateWindows": "ReadEvents", "WriteResults": "AggregateWindows"}[step.type]
             self._problem(step.path, f"{step.type} needs an input; name the step it reads, such as `input: {other}`")
 
     def _spec(self, member: Step | _Nest) -> Mapping[str, Any]:
@@ -262,9 +273,9 @@ class Steps:
         if name not in outputs:
             hint = did_you_mean(name, outputs)
             if len(outputs) == 1:
-                hint += "; dead letters have one with `error_handling: {output: rejected}`" if handled else "; late events have one with `late: true`"
+                hint += _MORE_OUTPUTS.get(step.type, "")
             raise _NotThere(f"{step.name} has {_list('the output', outputs)}, not '{name}'{hint}")
-        if len(outputs) == 1:
+        if len(outputs) == 1 and not isinstance(step.options, WriteOptions):  # Beam calls an only output `out`, unless its transform names it
             raise _NotThere(f"{step.name} has no other output than its {name}: write `input: {step.name}`")
         return Output(step, name)
 

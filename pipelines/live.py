@@ -70,6 +70,8 @@ class _PlainView:
             f"{snapshot.events:,} events ({rate:,.0f}/s)", f"{snapshot.final:,} final rows", f"newest window {_clock(snapshot.closed)}",
             f"watermark lag {_lag(snapshot)}", f"{snapshot.rejected:,} rejected", f"{snapshot.late:,} late",
         ]
+        if snapshot.duplicates:
+            parts.append(f"{snapshot.duplicates:,} duplicates")
         if snapshot.checkpoints:
             parts.append(f"checkpoint {snapshot.checkpoints} ({snapshot.checkpoint_bytes / 1024:,.0f} kB, {snapshot.checkpoint_ms} ms)")
         if snapshot.checkpoints_failing:
@@ -123,6 +125,8 @@ class _TerminalView:
         table.add_row("watermark lag", _lag(snapshot), "of event time behind the newest event")
         table.add_row("rejected", f"[{'yellow' if snapshot.rejected else 'dim'}]{snapshot.rejected:,}[/]", "in the dead letters")
         table.add_row("late", f"[{'yellow' if snapshot.late else 'dim'}]{snapshot.late:,}[/]", "after their window had closed")
+        if snapshot.duplicates:
+            table.add_row("duplicates", f"{snapshot.duplicates:,}", "dropped")
         if snapshot.checkpoints:
             table.add_row("checkpoints", f"{snapshot.checkpoints:,}", f"latest {snapshot.checkpoint_bytes / 1024:,.0f} kB in {snapshot.checkpoint_ms} ms")
         if snapshot.checkpoints_failing:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from streamgauge.pipelines.follow import Follower, cluster_state, failing, quietly, reason
+from streamgauge.pipelines.follow import Follower, cluster_state, failing, note_watermark, quietly, reason
 from streamgauge.pipelines.job import JobError, home, job_folder
 from streamgauge.pipelines.live import View
 from streamgauge.pipelines.progress import done
 from streamgauge.pipelines.run_cluster import LIVING, finish
-from streamgauge.pipelines.run_state import last_run, local_path, remember
+from streamgauge.pipelines.run_state import LAYOUTS, last_run, local_path, remember
 from streamgauge.pipelines.services import stack
 from streamgauge.pipelines.services.flink_rest import FlinkRest
 from streamgauge.transforms.record import JobRecord
@@ -99,7 +100,7 @@ def job_lines(jobs: list[JobStatus], address: str) -> list[str]:
 def savepoint(flink: FlinkRest, job: str, folder: Path | None) -> str:
     """Takes a savepoint; the job goes on. Returns what was done."""
     name, job_id = find(flink, job)
-    path = local_path(flink.savepoint(job_id, folder.resolve().as_uri() if folder else None))
+    path = _described(name, local_path(flink.savepoint(job_id, folder.resolve().as_uri() if folder else None)))
     return f"{name}: savepoint {path}; the job goes on. To start from it: streamgauge resume JOB.yaml --from {path}. It is yours to delete."
 
 
@@ -112,11 +113,20 @@ def stop(flink: FlinkRest, job: str, folder: Path | None) -> str:
 
 def stop_with_savepoint(flink: FlinkRest, name: str, job_id: str, folder: Path | None = None) -> Path:
     """Ends the job and remembers the savepoint for its next run; returns its path."""
-    path = local_path(flink.stop_with_savepoint(job_id, folder.resolve().as_uri() if folder else None))
+    note_watermark(flink, job_id, JobRecord(job_folder(name) / "record"))
+    path = _described(name, local_path(flink.stop_with_savepoint(job_id, folder.resolve().as_uri() if folder else None)))
     run = last_run(job_folder(name))
     if run is not None and run.job_id == job_id:
         remember(job_folder(name), replace(run, savepoint=str(path)))
     return path
+
+
+def _described(name: str, savepoint: Path) -> Path:
+    """Puts beside a savepoint what it holds, so that a changed job can tell whether it fits; returns its path."""
+    layouts = job_folder(name) / LAYOUTS
+    if layouts.exists() and savepoint.exists():
+        shutil.copyfile(layouts, savepoint / LAYOUTS)
+    return savepoint
 
 
 def drain(flink: FlinkRest, job: str, shown: View) -> str:
@@ -129,6 +139,7 @@ def drain(flink: FlinkRest, job: str, shown: View) -> str:
     record = JobRecord(folder / "record")
     if not record.all("splits"):
         raise JobError(f"{name}: there is no record of its readers in {folder}; call drain in the folder in which the job was started")
+    note_watermark(flink, job_id, record)
     record.ask_to_drain()
     follower = Follower(flink, record, name, shown, cluster_state(flink, job_id), job_id)
     ended = follower.follow(threading.Event())
@@ -141,6 +152,7 @@ def drain(flink: FlinkRest, job: str, shown: View) -> str:
 def cancel(flink: FlinkRest, job: str) -> str:
     """Ends the job at once; its last checkpoint stays. Returns what was done."""
     name, job_id = find(flink, job)
+    note_watermark(flink, job_id, JobRecord(job_folder(name) / "record"))
     flink.cancel(job_id)
     deadline = time.monotonic() + CANCEL_SECONDS
     while flink.job(job_id)["state"] in (*LIVING, "CANCELLING"):

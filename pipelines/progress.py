@@ -16,7 +16,7 @@ class Snapshot:
     Attributes:
         at: monotonic seconds when it was taken.
         splits, splits_done: number of splits known, and of those read to their end.
-        events, rejected, late: events read, payloads rejected, events that came too late.
+        events, rejected, late: events read, payloads and rows rejected, events that came too late. duplicates: events dropped as such.
         rows, final: rows written to result tables, final ones among them.
         newest: largest event time read. watermark: smallest of the splits still read. closed: start of the newest window with a final row.
         checkpoints: completed ones. checkpoints_failing: how many of the last ones failed in a row. checkpoint_bytes, checkpoint_ms: size and duration of the latest. restarts: of the job by Flink.
@@ -28,6 +28,7 @@ class Snapshot:
     events: int = 0
     rejected: int = 0
     late: int = 0
+    duplicates: int = 0
     rows: int = 0
     final: int = 0
     newest: int | None = None
@@ -57,8 +58,9 @@ def snapshot(record: JobRecord, flink: dict[str, int] | None = None) -> Snapshot
         splits=len(splits),
         splits_done=len(splits) - len(reading),
         events=sum(values["events"] for values in splits),
-        rejected=sum(values["rejected"] for values in splits),
+        rejected=sum(values["rejected"] for values in splits) + sum(values["rejected"] for values in sinks),
         late=sum(values["events"] for values in record.all("late")),
+        duplicates=sum(values["events"] for values in record.all("duplicates")),
         rows=sum(values["rows"] for values in sinks),
         final=sum(values["final"] for values in sinks),
         newest=max((values["newest"] for values in splits if values["newest"] is not None), default=None),
@@ -71,4 +73,5 @@ def snapshot(record: JobRecord, flink: dict[str, int] | None = None) -> Snapshot
 def done(name: str, record: JobRecord) -> str:
     """What is said of a job that has come to its end."""
     now = snapshot(record)
-    return f"{name}: done, {now.events:,} events, {now.rejected:,} rejected, {now.late:,} late"
+    duplicates = f", {now.duplicates:,} duplicates" if now.duplicates else ""
+    return f"{name}: done, {now.events:,} events, {now.rejected:,} rejected, {now.late:,} late{duplicates}"

@@ -16,12 +16,13 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_ha
 
 from streamgauge.pipelines.follow import POLL_SECONDS, Follower, embedded_state, failure, reason
 from streamgauge.pipelines.job import Job, JobError, Output, job_folder, origins
+from streamgauge.pipelines.job_layout import layout_of
 from streamgauge.pipelines.live import View
 from streamgauge.pipelines.progress import done, snapshot
 from streamgauge.pipelines.run_build import build
 from streamgauge.pipelines.run_cluster import Launch, run_on_cluster
 from streamgauge.pipelines.run_scope import interrupts, logs_to, only_run, shown_as, stderr_to, waiting_for
-from streamgauge.pipelines.run_state import Run, check_unchanged, last_run, remember
+from streamgauge.pipelines.run_state import Run, check_fits, last_run, remember, start_anew, start_layouts, start_replay
 from streamgauge.pipelines.services.flink import EmbeddedFlink, flink_options, latest_checkpoint
 from streamgauge.transforms.aggregate import late_schema
 from streamgauge.transforms.dead_letter import SCHEMA as DEAD_LETTER_SCHEMA
@@ -45,8 +46,9 @@ def run_job(
         fresh: start anew, whatever checkpoints there are.
         options: Beam options, which win over ours.
         json_lines: progress as JSON lines on standard output.
-        launch: how it is started on a cluster.
+        launch: how it is started, on a cluster above all.
     """
+    launch = launch or Launch()
     runner = runner or ("direct" if job.bounded and flink is None else "flink")
     if flink is not None and runner != "flink":
         raise JobError(f"--flink {flink} and --runner {runner} do not go together; leave one of them out")
@@ -59,15 +61,17 @@ def run_job(
                 connector.splits()
         if runner in ("direct", "flink"):
             _open_stores(job, shown)
+        if launch.replay and runner != "flink":
+            raise JobError(f"--replay is for runs on Flink; the runner here is {runner}")
         if runner == "direct":
             return _run_direct(job, folder, options, shown)
         if flink is not None:
             parallelism = _option(options, "parallelism", 0) or None
             interval = _option(options, "checkpointing_interval", CHECKPOINT_MS)
-            launch = replace(launch or Launch(), fresh=fresh, options=tuple(options), parallelism=parallelism, checkpoint_interval_ms=interval)
+            launch = replace(launch, fresh=fresh, options=tuple(options), parallelism=parallelism, checkpoint_interval_ms=interval)
             return run_on_cluster(job, folder, flink, launch, shown)
         if runner == "flink":
-            return _run_embedded(job, folder, fresh, options, shown)
+            return _run_embedded(job, folder, fresh, launch.replay, options, shown)
         return _run_elsewhere(job, folder, runner, options, shown)
 
 
@@ -149,14 +153,20 @@ def _run_elsewhere(job: Job, folder: Path, runner: str, options: list[str], show
     return 0 if state == "DONE" else 1
 
 
-def _run_embedded(job: Job, folder: Path, fresh: bool, options: list[str], shown: View) -> int:
-    checkpoint = None if fresh else _embedded_checkpoint(job, folder)
+def _run_embedded(job: Job, folder: Path, fresh: bool, replay: bool, options: list[str], shown: View) -> int:
+    checkpoint = None if fresh or replay else _embedded_checkpoint(job, folder)
     record = JobRecord(folder / "record")
-    if checkpoint is None:
-        record.clear()
-    flink = EmbeddedFlink(
-        folder / "flink", _option(options, "parallelism", PARALLELISM), _option(options, "checkpointing_interval", CHECKPOINT_MS), restore_from=checkpoint
-    )
+    parallelism = _option(options, "parallelism", PARALLELISM)
+    layouts = [layout_of(job, parallelism)]
+    if checkpoint is not None:
+        layouts = check_fits(job, folder, checkpoint, layouts[0], allow_dropped=False, named_sources=False, say=shown.say) + layouts
+        record.keep_reading()
+    elif replay:
+        start_replay(job, folder, record, shown.say)
+    else:
+        start_anew(folder, record)
+    known = start_layouts(folder, layouts)
+    flink = EmbeddedFlink(folder / "flink", parallelism, _option(options, "checkpointing_interval", CHECKPOINT_MS), restore_from=checkpoint)
     shown.say(f"{job.name}: embedded Flink, " + (f"resumed from checkpoint {checkpoint.name}" if checkpoint else "started anew"))
     # Only what the run resumes from is kept: whatever checkpoint there is later, it is one of this job.
     for run in flink.checkpoints_folder.glob("*"):
@@ -166,7 +176,7 @@ def _run_embedded(job: Job, folder: Path, fresh: bool, options: list[str], shown
     flink.start()
     # Bundles that the end of Flink cuts off fail too.
     with stderr_to(folder / "worker.log"), flink, interrupts() as interrupted:
-        result = build(job, folder, [*flink.pipeline_options(), *options]).run()
+        result = build(job, folder, [*flink.pipeline_options(), *known, *options]).run()
         follower = Follower(flink, record, job.name, shown, embedded_state(flink, lambda: str(result.state)))
         ended = follower.follow(interrupted)
         if ended == "done":
@@ -185,13 +195,12 @@ def _run_embedded(job: Job, folder: Path, fresh: bool, options: list[str], shown
 
 
 def _embedded_checkpoint(job: Job, folder: Path) -> Path | None:
-    """The checkpoint to resume from. Raises JobError when the job file has changed since."""
+    """The checkpoint to resume from. Raises JobError when the last run was elsewhere."""
     run, found = last_run(folder), latest_checkpoint(folder / "flink")
     if run is None or run.completed or found is None:
         return None
     if run.flink is not None:
         raise JobError(f"{job.name} last ran on the cluster {run.flink}; go on there with --flink {run.flink}, or start anew with --fresh")
-    check_unchanged(job, run, found)
     return found
 
 

@@ -10,11 +10,12 @@ from typing import Any
 
 from streamgauge.pipelines.follow import Follower, cluster_state, quietly, reason
 from streamgauge.pipelines.job import Job, JobError
+from streamgauge.pipelines.job_layout import layout_of
 from streamgauge.pipelines.live import View
 from streamgauge.pipelines.progress import done
 from streamgauge.pipelines.run_build import build
 from streamgauge.pipelines.run_scope import interrupts, waiting_for
-from streamgauge.pipelines.run_state import Run, check_unchanged, last_run, local_path, remember
+from streamgauge.pipelines.run_state import Run, check_fits, last_run, local_path, remember, start_anew, start_layouts, start_replay
 from streamgauge.pipelines.services.errors import ServiceError
 from streamgauge.pipelines.services.flink import flink_options
 from streamgauge.pipelines.services.flink_rest import FlinkRest
@@ -32,7 +33,7 @@ class Launch:
     Attributes:
         fresh: start anew, whatever there is to resume from. restore_from: a savepoint or checkpoint; None: where the last run stopped.
         allow_dropped: state that no step claims any more is forgotten; else that is an error.
-        detach: come back once it runs. must_resume: there has to be something to resume from.
+        replay: from recorded positions instead of state. detach: come back once it runs. must_resume: there has to be something to resume from.
         parallelism: None: as the last run had it, else all slots of the cluster. checkpoint_interval_ms: milliseconds.
         options: Beam options, which win over ours.
     """
@@ -40,6 +41,7 @@ class Launch:
     fresh: bool = False
     restore_from: Path | None = None
     allow_dropped: bool = False
+    replay: bool = False
     detach: bool = False
     must_resume: bool = False
     parallelism: int | None = None
@@ -60,7 +62,7 @@ def run_on_cluster(job: Job, folder: Path, address: str, launch: Launch, shown: 
         job_id = _start(job, folder, address, flink, launch, shown)
     else:
         run = last_run(folder)
-        if launch.fresh or launch.restore_from or launch.must_resume or run is None or run.job != job.fingerprint:
+        if launch.fresh or launch.replay or launch.restore_from or launch.must_resume or run is None or run.job != job.fingerprint:
             raise JobError(f"{job.name} runs on {address} already, as job {job_id}; stop it first: streamgauge stop {job.name}")
         shown.say(f"{job.name}: runs on {address} as job {job_id}")
     if launch.detach:
@@ -75,11 +77,15 @@ def _start(job: Job, folder: Path, address: str, flink: FlinkRest, launch: Launc
     restore = _resume_point(job, run, address, launch)
     parallelism = launch.parallelism or (run.parallelism if run and restore else None) or int(flink.overview()["slots-total"])
     record = JobRecord(folder / "record")
-    if restore is None:
-        record.clear()
-    else:
+    layouts = [layout_of(job, parallelism)]
+    if restore is not None:
+        layouts = check_fits(job, folder, restore, layouts[0], allow_dropped=launch.allow_dropped, named_sources=True, say=shown.say) + layouts
         record.keep_reading()
-    streaming = ["--streaming", *flink_options(parallelism, launch.checkpoint_interval_ms), *where, *launch.options]
+    elif launch.replay:
+        start_replay(job, folder, record, shown.say)
+    else:
+        start_anew(folder, record)
+    streaming = ["--streaming", *flink_options(parallelism, launch.checkpoint_interval_ms), *where, *start_layouts(folder, layouts), *launch.options]
     with _readable(restore, address), waiting_for(f"the cluster at {address}", shown):
         pipeline = build(job, folder, streaming)
         job_id = submit(flink, pipeline, pipeline.options, restore.as_uri() if restore else None, allow_dropped=launch.allow_dropped)
@@ -91,13 +97,12 @@ def _start(job: Job, folder: Path, address: str, flink: FlinkRest, launch: Launc
 
 
 def _resume_point(job: Job, run: Run | None, address: str, launch: Launch) -> Path | None:
-    if launch.fresh:
+    if launch.fresh or launch.replay:
         return None
     if launch.restore_from is not None:
         return _existing(launch.restore_from)
     found = run.newest() if run and not run.completed and run.flink else None
-    if run is not None and found is not None:
-        check_unchanged(job, run, found)
+    if found is not None:
         return _existing(found)
     if launch.must_resume:
         raise JobError(f"{job.name}: there is nothing to resume from; name a savepoint or checkpoint with --from, or start it: streamgauge run {job.path}")

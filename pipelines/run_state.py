@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from streamgauge.pipelines.compat import compare
 from streamgauge.pipelines.job import Job, JobError
+from streamgauge.pipelines.replay_point import ReplayError, make_replay_point
+from streamgauge.transforms.record import JobRecord
+from streamgauge.transforms.replay import ReplayPoint
+from streamgauge.transforms.state_layout import Layout, read_layouts, write_layouts
 
 _FILE = "run.json"
+LAYOUTS = "layouts.json"
+"""What the state of the last run is made of; a copy is beside each savepoint."""
+REPLAY_POINT = "replay.json"
+"""From where the last run read, when it was a replay."""
+PASSED = ("passed", "watermark")
+"""Kind and name in the job's record: the last watermark that every step was seen to have passed, epoch milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,58 @@ def local_path(uri: str) -> Path:
     return Path(unquote(parts.path)) if parts.scheme == "file" else Path(uri)
 
 
-def check_unchanged(job: Job, run: Run, where: Path) -> None:
-    """Raises JobError when the job file has changed since ``where`` was written."""
-    if run.job != job.fingerprint:
-        raise JobError(f"{job.path}: the job has changed since {where.name}; undo the change to resume, or start anew with --fresh")
+def check_fits(job: Job, folder: Path, restore: Path, after: Layout, *, allow_dropped: bool, named_sources: bool, say: Callable[[str], None]) -> list[Layout]:
+    """Whether the job can start from a savepoint or checkpoint, and what happens to its state if so, in words.
+
+    Args:
+        after: layout of the job as it is now. allow_dropped, named_sources: as for ``compat.compare``.
+
+    Returns the layouts of the runs that made the state, oldest first; none where they are not known. Raises JobError.
+    """
+    known = next((path for path in (restore / LAYOUTS, folder / LAYOUTS) if path.exists()), None)
+    if known is None:
+        return []
+    earlier = read_layouts(known)
+    changes = compare(earlier[-1], after, allow_dropped=allow_dropped, named_sources=named_sources)
+    refused = [change for change in changes if change.verdict == "refused"]
+    if refused:
+        lines = "\n".join(f"  {change}" for change in refused)
+        raise JobError(f"{job.path}: it has changed since {restore.name} was made, and cannot start from it:\n{lines}\nUndo the change, or start anew with --fresh")
+    for change in changes:
+        say(f"  {change}")
+    return earlier
+
+
+def start_layouts(folder: Path, layouts: list[Layout]) -> list[str]:
+    """Writes down what state a run makes and starts from; returns the Beam options that tell the transforms."""
+    write_layouts(folder / LAYOUTS, layouts)
+    replay = [f"--replay_point={folder / REPLAY_POINT}"] if (folder / REPLAY_POINT).exists() else []
+    return [f"--earlier_layouts={folder / LAYOUTS}", *replay]
+
+
+def start_anew(folder: Path, record: JobRecord) -> None:
+    """Forgets what the last run left."""
+    record.clear()
+    (folder / REPLAY_POINT).unlink(missing_ok=True)
+
+
+def start_replay(job: Job, folder: Path, record: JobRecord, say: Callable[[str], None]) -> None:
+    """Has the next run read again what the last one had not finished, whatever its state was.
+
+    Raises JobError when there is nothing to replay, or when it could not give the right rows.
+    """
+    previous = ReplayPoint.load(folder / REPLAY_POINT) if (folder / REPLAY_POINT).exists() else None
+    if not record.all("splits") and previous is None:
+        raise JobError(f"{job.name}: there is no record of an earlier run in {folder}, so nothing to replay; leave --replay out")
+    passed = record.get(*PASSED)
+    before = read_layouts(folder / LAYOUTS)[-1] if (folder / LAYOUTS).exists() else None
+    try:
+        point = make_replay_point(record, job, watermark=passed["watermark"] * 1000 if passed else None, before=before, previous=previous)
+    except ReplayError as error:
+        raise JobError(f"{job.path}: {error}") from None
+    point.save(folder / REPLAY_POINT)
+    record.clear(dead_letters=False)
+    again = sum(max(split.end - split.start, 0) for split in point.splits.values())
+    say(f"{job.name}: replay: {again:,} positions are read again; windows that were complete are left as they are")
+    for note in point.notes:
+        say(f"  {note}")

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streamgauge.pipelines.job import Job, JobError, Output, Step, origins
+from streamgauge.pipelines.job_flow import event_sources
 from streamgauge.pipelines.verify_compare import (
     Comparison,
     compare_late,
@@ -27,7 +28,10 @@ from streamgauge.pipelines.verify_compare import (
 )
 from streamgauge.pipelines.verify_input import SplitRange, plain, records
 from streamgauge.pipelines.verify_sql import load_raw, make_events
+from streamgauge.pipelines.verify_unique import make_unique
 from streamgauge.transforms.config import Choice
+from streamgauge.transforms.deduplicate import DeduplicateOptions
+from streamgauge.transforms.read import ReadOptions
 from streamgauge.transforms.record import JobRecord
 from streamgauge.transforms.sinks import SINKS
 from streamgauge.transforms.sinks.base import SinkError
@@ -159,9 +163,9 @@ def _read_again(connection: Any, source: _Source, verdict: Verdict, say: Say) ->
 
 def _check_metric(connection: Any, job: Job, step: Step, sources: list[_Source], record: JobRecord) -> list[Comparison]:
     options = step.options
-    steps = {id(output.step) for output in origins(step)}
-    mine = [source for source in sources if id(source.step) in steps]
-    if not mine or len(steps) != len(mine):
+    before = event_sources(step)
+    mine = [source for source in sources if source.step in before]
+    if not mine or any(not isinstance(other.options, (ReadOptions, DeduplicateOptions)) for other in before):
         raise JobError(f"{job.path}:{step.line}: verify cannot compute {options.metric} again: other transforms change its events first")
     horizon = _horizon(mine)
     notes = [] if horizon is None else [f"windows are compared up to {written_time(horizon)}" if horizon > 0 else "no window is closed for good yet"]
@@ -172,7 +176,9 @@ def _check_metric(connection: Any, job: Job, step: Step, sources: list[_Source],
     connection.register("late_rows", late)
     connection.execute("CREATE OR REPLACE TABLE late AS SELECT * FROM late_rows")
     connection.unregister("late_rows")
-    make_expected(connection, options, mine[0].fields, tables, horizon)
+    fields = [*options.by.values(), *(getattr(choice.options, "of", None) for choice in options.aggregates.values())]
+    used = list(dict.fromkeys(name for name in fields if name is not None))
+    make_expected(connection, options, mine[0].fields, _reaching(connection, step, mine, used, record, notes), horizon)
     found = []
     for to in _stores(job, step, "results"):
         sink = to.create()
@@ -186,6 +192,26 @@ def _check_metric(connection: Any, job: Job, step: Step, sources: list[_Source],
                 outcome.notes.append(f"the job counted {outcome.late:,} late events but stored none (`late: true`): rows that lack them differ")
         found.append(outcome)
     return found
+
+
+def _reaching(connection: Any, step: Step, sources: list[_Source], used: list[str], record: JobRecord, notes: list[str]) -> list[str]:
+    """Tables of the events that a step takes. ``notes`` gets what is not certain of them."""
+    tables = []
+    for output in origins(step):
+        other = output.step
+        if not isinstance(other.options, DeduplicateOptions):
+            tables.append(next(source.table for source in sources if source.step is other))
+            continue
+        by = other.options.by
+        tables.append(f"unique{id(other)}")
+        taken = _reaching(connection, other, sources, [*used, *by], record, notes)
+        unknown = make_unique(connection, tables[-1], taken, other.options, list(sources[0].fields), used)
+        if unknown:
+            notes.append(f"{other.name}: {unknown:,} ids have copies in several splits that are not alike: which of them went on is not known, and their rows may differ")
+        unjudged = sum(values["unjudged"] for values in record.all("duplicates") if values["by"] == by)
+        if unjudged:
+            notes.append(f"{other.name}: {unjudged:,} events came too late to be judged and went on: where one is a duplicate, its row differs")
+    return tables
 
 
 def _horizon(sources: list[_Source]) -> int | None:

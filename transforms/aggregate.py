@@ -11,7 +11,8 @@ that, so Flink never drops anything silently, and a replay decides alike (but fo
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import apache_beam as beam
@@ -33,11 +34,15 @@ from streamgauge.transforms.merge import MergeDoFn
 from streamgauge.transforms.options import StreamgaugeOptions
 from streamgauge.transforms.partials import RESULT_COLUMNS, Metric, Partials
 from streamgauge.transforms.record import JobRecord
+from streamgauge.transforms.replay import ReplayPoint
 from streamgauge.transforms.rows import RowSpec
+from streamgauge.transforms.stable_ids import full_label
+from streamgauge.transforms.state_layout import earlier_partials
 from streamgauge.transforms.windows import WINDOWS
 from streamgauge.transforms.windows.base import Window
 
 _MS = MICROSECONDS["ms"]
+_NOTHING_SEEN = np.iinfo(np.int64).min
 
 
 class EmitOptions(Config):
@@ -97,8 +102,11 @@ class AggregateWindows(beam.PTransform):  # type: ignore[misc]
         options = self.options
         metric = build_metric(options, events.element_type.schema)
         window: Window = options.window.create()
-        folder = events.pipeline.options.view_as(StreamgaugeOptions).record_folder
-        reduced = events | "Partials" >> beam.ParDo(_PartialDoFn(metric, window, options.lateness, folder)).with_outputs("late", main="partials")
+        given = events.pipeline.options.view_as(StreamgaugeOptions)
+        step = full_label(events.pipeline)
+        stored = Stored.before(None if given.replay_point is None else ReplayPoint.load(given.replay_point), step)
+        partials = _PartialDoFn(metric, window, options.lateness, given.record_folder, stored)
+        reduced = events | "Partials" >> beam.ParDo(partials).with_outputs("late", main="partials")
         reduced.partials.element_type = tuple[bytes, bytes]
         reduced.late.element_type = BatchType(late_schema(metric))
         seconds = BeamDuration(micros=window.slice_size)
@@ -107,7 +115,7 @@ class AggregateWindows(beam.PTransform):  # type: ignore[misc]
         results = (
             reduced.partials
             | "Slices" >> beam.WindowInto(slices, allowed_lateness=BeamDuration(micros=options.lateness)).with_output_types(tuple[bytes, bytes])
-            | "Merge" >> beam.ParDo(MergeDoFn(metric, emit_every))
+            | "Merge" >> beam.ParDo(MergeDoFn(metric, emit_every, earlier_partials(given.earlier_layouts, step)))
         )
         results.element_type = BatchType(metric.result_schema)
         return {"results": results, "late": reduced.late} if options.late else results
@@ -140,6 +148,34 @@ def late_schema(metric: Metric) -> pa.Schema:
     return RowSpec("late", key=("metric", "window_start", "split", "position"), time="window_start").attach(pa.schema(columns))
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What a replay leaves as it is.
+
+    Attributes:
+        cutoff: start of the first window that is computed, microseconds.
+        ends: by split, the position up to which an earlier run has seen the events before the cutoff: they are in stored rows, or were told as late.
+            Those behind it have come too late.
+    """
+
+    cutoff: int
+    ends: Mapping[str, int]
+
+    @classmethod
+    def before(cls, replay: ReplayPoint | None, step: str) -> Stored | None:
+        """None where every window is computed."""
+        return None if replay is None or step not in replay.cutoff else cls(replay.cutoff[step], replay.ends())
+
+    def closed(self, events: pa.RecordBatch, slices: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]] | None:
+        """Which events are of windows before the cutoff, and which of these are stored already; None: none."""
+        closed = slices < self.cutoff
+        if not closed.any():
+            return None
+        splits = events.column(SPLIT)
+        ends = np.array([self.ends.get(name, _NOTHING_SEEN) for name in splits.dictionary.to_pylist()])
+        return closed, closed & (events.column(POSITION).to_numpy() < ends[splits.indices.to_numpy()])
+
+
 def _shard_key(shard: int) -> bytes:
     return spread_key(shard, lambda salt: b"%d.%d" % (shard, salt))
 
@@ -150,12 +186,14 @@ class _PartialDoFn(beam.DoFn):  # type: ignore[misc]
     Partials of one bundle are merged before they leave at its end: what crosses the shuffle does not grow with the number of batches.
     """
 
-    def __init__(self, metric: Metric, window: Window, lateness: int, record_folder: str | None) -> None:
+    def __init__(self, metric: Metric, window: Window, lateness: int, record_folder: str | None, stored: Stored | None = None) -> None:
         self._metric = metric
         self._window = window
         self._lateness = lateness
         self._record_folder = record_folder
-        self._late_count = 0
+        self._stored = stored
+        self._late_count = self._stored_count = 0
+        self._already_stored = Metrics.counter("streamgauge", "events_already_stored")
         self._late = Metrics.counter("streamgauge", "events_late")
 
     def setup(self) -> None:
@@ -174,9 +212,18 @@ class _PartialDoFn(beam.DoFn):  # type: ignore[misc]
         times = events.column(EVENT_TIME).cast(pa.int64()).to_numpy()
         slices = self._window.slice_starts(times)
         late = self._too_late(times, slices, timestamp.micros, disorder_of(events.schema))
+        closed = self._stored and self._stored.closed(events, slices)
+        if closed:
+            before, stored = closed
+            self._note_stored(int(stored.sum()))
+            late = (before if late is None else late | before) & ~stored
+            kept = ~(late | stored)
+        elif late is not None:
+            kept = ~late
         if late is not None:
-            yield self._late_rows(events.filter(pa.array(late)), slices[late], timestamp)
-            events, slices = events.filter(pa.array(~late)), slices[~late]
+            if late.any():
+                yield self._late_rows(events.filter(pa.array(late)), slices[late], timestamp)
+            events, slices = events.filter(pa.array(kept)), slices[kept]
             if not events.num_rows:
                 return
         for start, shard, partial in self._partials.of_events(events, slices):
@@ -200,10 +247,18 @@ class _PartialDoFn(beam.DoFn):  # type: ignore[misc]
         late: npt.NDArray[np.bool_] = closed_at <= passed
         return late if late.any() else None
 
+    def _note_stored(self, events: int) -> None:
+        self._stored_count += events
+        self._already_stored.inc(events)
+        self._note("already_stored", self._stored_count)
+
+    def _note(self, kind: str, events: int) -> None:
+        self._record.put(kind, f"{self._metric.name}-{os.getpid()}-{id(self)}", {"metric": self._metric.name, "events": events}, now=True)
+
     def _late_rows(self, events: pa.RecordBatch, slices: npt.NDArray[np.int64], timestamp: Any) -> Any:
         self._late_count += events.num_rows
         self._late.inc(events.num_rows)
-        self._record.put("late", f"{self._metric.name}-{os.getpid()}-{id(self)}", {"metric": self._metric.name, "events": self._late_count}, now=True)
+        self._note("late", self._late_count)
         fields = [column for column, name in zip(events.columns, events.schema.names, strict=True) if not name.startswith("__")]
         columns = [
             pa.repeat(self._metric.name, events.num_rows), pa.array(slices).cast(EVENT_TIME_TYPE),

@@ -5,8 +5,17 @@ from __future__ import annotations
 import time
 
 import pyarrow as pa
+from pydantic import Field
 
+from streamgauge.transforms.config import Config
 from streamgauge.transforms.rows import RowSpec
+
+
+class ErrorHandling(Config):
+    """Beam YAML's way to ask for the dead letters."""
+
+    output: str = Field("rejected", description="Name of the output with the dead letters.")
+
 
 ROWS = RowSpec(kind="dead_letters", key=("stage", "source", "split", "position"), time="time")
 
@@ -25,22 +34,24 @@ SCHEMA = ROWS.attach(
 """Columns of a dead letter.
 
 stage: ``read`` (the payload could not become an event) or ``write`` (the store can never take the row).
-source: the connector and what it reads, such as ``kafka:flights``. split: such as ``flights-0`` or a file's path.
-position: Kafka offset, or byte offset of the line in its (uncompressed) file. payload: the bytes as they came.
-error_type: one word (``malformed``, ``type``, ``no_event_time``, ``too_large``, ``tombstone``, ...). message: a sentence.
+source: the connector and what it reads, such as ``kafka:flights``; the sink's name for ``write``.
+split: such as ``flights-0`` or a file's path; for ``write`` the key of the row as JSON text.
+position: Kafka offset, or byte offset of the line in its (uncompressed) file; for ``write`` the row's revision, 0 where it has none.
+payload: the bytes as they came; for ``write`` the row as JSON.
+error_type: one word (``malformed``, ``type``, ``no_event_time``, ``too_large``, ``tombstone``, ``refused``, ...). message: a sentence.
 time: when it was rejected (wall clock).
 """
 
 
 def dead_letters(
-    *, stage: str, source: str, split: str, positions: pa.Array, payloads: pa.Array, error_types: list[str], messages: list[str]
+    *, stage: str, source: str, split: str | pa.Array, positions: pa.Array, payloads: pa.Array, error_types: list[str], messages: list[str]
 ) -> pa.RecordBatch:
-    """A RecordBatch of ``SCHEMA``; ``positions`` int64 and ``payloads`` binary have one value a letter."""
+    """A RecordBatch of ``SCHEMA``; ``positions`` int64 and ``payloads`` binary have one value a letter, ``split`` may have."""
     n = len(positions)
     now = pa.scalar(time.time_ns() // 1000, pa.timestamp("us", tz="UTC"))
     return pa.record_batch(
         [
-            pa.repeat(stage, n), pa.repeat(source, n), pa.repeat(split, n), positions.cast(pa.int64()), payloads.cast(pa.binary()),
+            pa.repeat(stage, n), pa.repeat(source, n), pa.repeat(split, n) if isinstance(split, str) else split, positions.cast(pa.int64()), payloads.cast(pa.binary()),
             pa.array(error_types, pa.string()), pa.array(messages, pa.string()), pa.repeat(now, n),
         ],
         schema=SCHEMA,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -36,14 +36,15 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
     END = TimerSpec("end", TimeDomain.WATERMARK)
     EMIT = TimerSpec("emit", TimeDomain.REAL_TIME)
 
-    def __init__(self, metric: Metric, emit_every: int | None) -> None:
+    def __init__(self, metric: Metric, emit_every: int | None, earlier: Sequence[pa.Schema] = ()) -> None:
         self._metric = metric
+        self._earlier = earlier
         self._emit_every = emit_every
         self._appended: dict[tuple[bytes, int], int] = {}
         self._armed: set[tuple[bytes, int]] = set()
 
     def setup(self) -> None:
-        self._partials = Partials(self._metric)
+        self._partials = Partials(self._metric, self._earlier)
 
     def start_bundle(self) -> None:
         # Timers set by a bundle that failed are gone with it: what is armed is remembered for one bundle only.
@@ -115,7 +116,7 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
         self._replace(partials, self._merge(stored), final=_was_final(stored))
 
     def _merge(self, stored: list[bytes]) -> pa.RecordBatch:
-        return self._partials.merge([self._partials.codec.decode(data[1:]) for data in stored])
+        return self._partials.merge([self._partials.decode(data[1:]) for data in stored])
 
     def _replace(self, partials: Any, merged: pa.RecordBatch, *, final: bool) -> None:
         partials.clear()

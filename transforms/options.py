@@ -8,8 +8,14 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 
 class StreamgaugeOptions(PipelineOptions):  # type: ignore[misc]
-    """``--record_folder``: where the job keeps its record (see record.py), on a path that all workers share."""
+    """Read while the pipeline is built, so that a job that restarts itself needs no file but those in the record folder."""
 
     @classmethod
     def _add_argparse_args(cls, parser: ArgumentParser) -> None:
         parser.add_argument("--record_folder", default=None, help="Folder shared by all workers in which the job says what it read and wrote.")
+        parser.add_argument(
+            "--earlier_layouts", default=None, help="File with the layouts (state_layout.py) of the runs whose state this run starts from."
+        )
+        parser.add_argument(
+            "--replay_point", default=None, help="File with the positions (replay.py) from which this run reads what an earlier one had not finished."
+        )

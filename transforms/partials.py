@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from streamgauge.transforms.aggregates.base import Aggregate, StateColumn
 from streamgauge.transforms.aggregates.count import EVENTS
-from streamgauge.transforms.batch import BatchCodec
+from streamgauge.transforms.batch import FINGERPRINT_BYTES, BatchCodec
 from streamgauge.transforms.hashing import hash_rows
 from streamgauge.transforms.rows import RowSpec
 
@@ -79,13 +79,25 @@ RESULT_COLUMNS = ("metric", "window_start", "window_end", "events", "revision", 
 
 
 class Partials:
-    """Makes and merges the partial tables of a metric."""
+    """Makes and merges the partial tables of a metric.
 
-    def __init__(self, metric: Metric) -> None:
+    Args:
+        earlier: schemas of partials that an earlier version of the job may have stored: decoded too, if they have every column that this one has.
+    """
+
+    def __init__(self, metric: Metric, earlier: Sequence[pa.Schema] = ()) -> None:
         self.metric = metric
         self.codec = BatchCodec(metric.partial_schema)
         self._state = metric.state
         self._result_schema = metric.result_schema
+        codecs = [(BatchCodec(schema), _places(schema, self.codec.schema, len(metric.by))) for schema in earlier]
+        self._earlier = {codec.fingerprint: (codec, places) for codec, places in codecs if places and codec.fingerprint != self.codec.fingerprint}
+
+    def decode(self, data: bytes) -> pa.RecordBatch:
+        """A stored partial. Raises SchemaMismatch when it was stored with a schema of which nothing is known."""
+        codec, places = self._earlier.get(data[:FINGERPRINT_BYTES], (self.codec, None))
+        batch = codec.decode(data)
+        return batch if places is None else pa.record_batch([batch.column(place) for place in places], schema=self.codec.schema)
 
     def of_events(self, events: pa.RecordBatch, slices: npt.NDArray[np.int64]) -> Iterator[tuple[int, int, pa.RecordBatch]]:
         """(slice start, shard, partial) of every slice and shard that the events touch; ``slices`` has one start an event."""
@@ -139,6 +151,13 @@ class Partials:
         fields = self.codec.schema
         columns = [_plain(grouped.column(name)).cast(field.type) for name, field in zip(names, fields, strict=True)]
         return pa.record_batch(columns, schema=fields)
+
+
+def _places(earlier: pa.Schema, schema: pa.Schema, dimensions: int) -> list[int] | None:
+    """Where the columns of ``schema`` are in ``earlier``: dimensions by their place, state by its name. None when one is not there, or of another type."""
+    places = [*range(dimensions), *(earlier.get_field_index(name) for name in schema.names[dimensions:])]
+    fits = all(0 <= place < len(earlier) and earlier.field(place).type == field.type for place, field in zip(places, schema, strict=True))
+    return places if fits else None
 
 
 def _group(table: pa.Table, keys: list[str], functions: list[str]) -> pa.Table:

@@ -22,19 +22,22 @@ from apache_beam.utils.timestamp import MIN_TIMESTAMP, Duration, Timestamp
 from pydantic import Field
 
 from streamgauge.transforms.batch import EVENT_TIME, POSITION, SPLIT, SPLIT_TYPE, BatchType, with_disorder
-from streamgauge.transforms.config import Choice, Config, OneOf
+from streamgauge.transforms.config import MICROSECONDS, Choice, Config, OneOf
 from streamgauge.transforms.dead_letter import SCHEMA as DEAD_LETTER_SCHEMA
-from streamgauge.transforms.dead_letter import dead_letters
+from streamgauge.transforms.dead_letter import ErrorHandling, dead_letters
 from streamgauge.transforms.event_time import EventTime, TimeOptions
 from streamgauge.transforms.formats import FORMATS
 from streamgauge.transforms.formats.base import Format, Parsed
 from streamgauge.transforms.options import StreamgaugeOptions
+from streamgauge.transforms.position_index import Indexes, PositionIndex
 from streamgauge.transforms.readers import OpenReader, OpenReaders
 from streamgauge.transforms.record import DEAD_LETTERS, JobRecord
+from streamgauge.transforms.replay import ReplayPoint
 from streamgauge.transforms.restriction import FINISHED, UNBOUNDED, Positions, PositionsCoder, PositionsTracker
 from streamgauge.transforms.sources import CONNECTORS
 from streamgauge.transforms.sources.base import Connector, RawBatch, Split
 from streamgauge.transforms.splits import DiscoverSplits, ListSplits, SplitElement, split_of
+from streamgauge.transforms.stable_ids import use_stable_ids
 from streamgauge.transforms.watermark import SplitWatermark
 from streamgauge.transforms.write import WriteResults
 
@@ -46,10 +49,8 @@ PAUSE_SECONDS = 0.01
 """A batch is as large as a core's caches like it (more is slower to parse). A call reads for CALL_SECONDS; without data it waits WAIT_SECONDS in the read, then pauses PAUSE_SECONDS between bundles."""
 
 
-class ErrorHandling(Config):
-    """Beam YAML's way to ask for the dead letters."""
-
-    output: str = Field("rejected", description="Name of the output with the dead letters.")
+NOTE_POSITIONS_SECONDS = 1.0
+_INDEXES = Indexes()
 
 
 class ReadOptions(Config):
@@ -85,14 +86,17 @@ class ReadEvents(beam.PTransform):  # type: ignore[misc]
         self.schema = read_schema(self.event_time)
 
     def expand(self, begin: Any) -> Any:
-        folder = begin.pipeline.options.view_as(StreamgaugeOptions).record_folder
+        use_stable_ids(begin.pipeline)
+        given = begin.pipeline.options.view_as(StreamgaugeOptions)
+        folder = given.record_folder
+        replay = None if given.replay_point is None else ReplayPoint.load(given.replay_point)
         impulse = begin | beam.Impulse()
         if self.connector.bounded:
-            splits = impulse | "Splits" >> beam.ParDo(ListSplits(self.connector)).with_output_types(SplitElement)
-            read: _Read = _Read(self, folder)
+            splits = impulse | "Splits" >> beam.ParDo(ListSplits(self.connector, replay)).with_output_types(SplitElement)
+            read: _Read = _Read(self, folder, replay)
         else:
-            splits = impulse | "Splits" >> beam.ParDo(DiscoverSplits(self.connector, folder)).with_output_types(SplitElement)
-            read = _ReadUnbounded(self, folder)
+            splits = impulse | "Splits" >> beam.ParDo(DiscoverSplits(self.connector, folder, replay)).with_output_types(SplitElement)
+            read = _ReadUnbounded(self, folder, replay)
         outputs = splits | "Read" >> beam.ParDo(read).with_outputs("rejected", main="events")
         outputs.events.element_type = BatchType(self.schema)
         outputs.rejected.element_type = BatchType(DEAD_LETTER_SCHEMA)
@@ -130,13 +134,14 @@ class _PositionsProvider(RestrictionProvider):  # type: ignore[misc]
 class _Read(beam.DoFn):  # type: ignore[misc]
     """Reads one split for a moment."""
 
-    def __init__(self, transform: ReadEvents, record_folder: str | None) -> None:
+    def __init__(self, transform: ReadEvents, record_folder: str | None, replay: ReplayPoint | None = None) -> None:
         self._connector = transform.connector
         self._format = transform.format
         self._event_time = transform.event_time
         self._schema = transform.schema
         self._times = transform.options.time
         self._record_folder = record_folder
+        self._replay = replay
         self._readers: OpenReaders | None = None
         self._events = Metrics.counter("streamgauge", "events_read")
         self._rejected = Metrics.counter("streamgauge", "events_rejected")
@@ -163,36 +168,69 @@ class _Read(beam.DoFn):  # type: ignore[misc]
         start = tracker.current_restriction()
         reader = self._readers.take(split, start.position)
         watermark = SplitWatermark(self._connector.name, split.id, self._times, estimator, self._record)
+        index = self._index(split, start.position, reader, watermark)
         if found_later:
             watermark.follow()
         deadline = time.monotonic() + CALL_SECONDS
         while True:
             raw = reader.read(MAX_BATCH_EVENTS, MAX_BATCH_BYTES, WAIT_SECONDS)
-            done = raw.done or raw.next_position >= start.end or self._record.draining()
+            at_end = raw.done or raw.next_position >= start.end
+            done = at_end or self._record.draining()
             if not tracker.try_claim(raw.next_position):
                 reader.close()
                 return
             if len(raw) or raw.errors:
-                yield from self._emit(split, raw, reader, watermark)
+                yield from self._emit(split, raw, reader, watermark, index)
             elif raw.caught_up:
                 watermark.idle(reader.idle_seconds)
+            index.add(raw.next_position, None)
             if done:
                 tracker.try_claim(FINISHED)
-                self._note(split, raw.next_position, reader, watermark, done=True)
+                self._note(split, raw.next_position, reader, watermark, index, done=True, finished=at_end)
                 reader.close()
                 return
             if not len(raw) or time.monotonic() >= deadline:
                 break
-        self._note(split, raw.next_position, reader, watermark, done=False)
+        self._note(split, raw.next_position, reader, watermark, index)
+        _INDEXES.put_back((str(self._record_folder), self._record_name(split)), index)
         self._readers.put_back(split, reader)
         tracker.defer_remainder(Duration() if len(raw) else Duration(PAUSE_SECONDS))
 
-    def _emit(self, split: Split, raw: RawBatch, reader: OpenReader, watermark: SplitWatermark) -> Iterator[Any]:
+    def _index(self, split: Split, position: int, reader: OpenReader, watermark: SplitWatermark) -> PositionIndex:
+        """What is known of the split's positions: from the last call, else from the job's record, else from the run that is replayed.
+
+        The watermark is restored with the position, and tells what may have come before it. (Without a record it is taken to be less than the
+        newest event by the disorder of this job, not of the one that reported it.)
+        """
+        name = self._record_name(split)
+        found = _INDEXES.take((str(self._record_folder), name), position)
+        if found is not None:
+            return found
+        stored = self._record.get("positions", name)
+        point = None if self._replay is None else self._replay.split(self._connector.name, split.id)
+        if stored is not None:
+            index = PositionIndex(stored["begin"], [(place, newest) for place, newest in stored["facts"]], stored["disorder"])
+        elif point is not None:
+            # What lies behind its start is read again, perhaps by another format: its facts are found anew.
+            index = PositionIndex(point.begin, [fact for fact in point.facts if fact[0] <= point.start])
+        else:
+            index = PositionIndex(split.start)
+        index.disorder = max(index.disorder, self._times.disorder)
+        index.resume(position, newest_possible(watermark.current, index.disorder))
+        self._note(split, position, reader, watermark, index, now=True)
+        return index
+
+    def _record_name(self, split: Split) -> str:
+        return f"{self._connector.name}/{split.id}"
+
+    def _emit(self, split: Split, raw: RawBatch, reader: OpenReader, watermark: SplitWatermark, index: PositionIndex) -> Iterator[Any]:
         before = watermark.current
         parsed = self._event_time.apply(raw, self._format.parse(raw))
         if parsed.events.num_rows:
             events = self._with_lineage(split, raw, parsed)
-            watermark.advance(int(np.max(events.column(EVENT_TIME).cast(pa.int64()).to_numpy())))
+            newest = int(np.max(events.column(EVENT_TIME).cast(pa.int64()).to_numpy()))
+            watermark.advance(newest)
+            index.add(raw.next_position, newest)
             reader.events += events.num_rows
             self._events.inc(events.num_rows)
             yield TimestampedValue(events, before)
@@ -227,17 +265,29 @@ class _Read(beam.DoFn):  # type: ignore[misc]
             messages=[*rejects.messages, *(error[2] for error in raw.errors)],
         )
 
-    def _note(self, split: Split, position: int, reader: OpenReader, watermark: SplitWatermark, *, done: bool) -> None:
+    def _note(
+        self, split: Split, position: int, reader: OpenReader, watermark: SplitWatermark, index: PositionIndex,
+        *, done: bool = False, finished: bool = False, now: bool = False,
+    ) -> None:  # fmt: skip
+        """``done``: the split is not read any more; ``finished``: because it came to its end, and not because the job drains."""
+        source, name = self._connector.name, self._record_name(split)
         self._record.put(
             "splits",
-            f"{self._connector.name}/{split.id}",
+            name,
             {
-                "source": self._connector.name, "split": split.id, "start": split.start, "position": position, "done": done,
+                "source": source, "split": split.id, "start": split.start, "position": position, "done": done, "finished": finished,
                 "watermark": reported_micros(watermark.current), "newest": watermark.newest, "events": reader.events, "rejected": reader.rejected,
                 "opened": reader.opened, "updated": time.time(),
             },
-            now=done,
+            now=now or done,
         )
+        known = {"source": source, "split": split.id, "begin": index.begin, "facts": index.facts, "disorder": index.disorder}
+        self._record.put("positions", name, known, now=now or done, every=NOTE_POSITIONS_SECONDS)
+
+
+def newest_possible(watermark: Timestamp, disorder: int) -> int | None:
+    """No event before a position with this watermark is newer than this (microseconds); see ``reported`` for what a watermark leaves off."""
+    return None if watermark <= MIN_TIMESTAMP else int(watermark.micros) + disorder + 2 * MICROSECONDS["ms"] - 1
 
 
 def reported_micros(watermark: Timestamp) -> int | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-_WRITE_EVERY_SECONDS = 0.2
+WRITE_EVERY_SECONDS = 0.2
 
 DEAD_LETTERS = "dead_letters"
 """Folder of the dead letters that a job gives no other place."""
@@ -28,19 +28,31 @@ class JobRecord:
         self.folder = None if folder is None else Path(folder)
         self._written: dict[tuple[str, str], float] = {}
 
-    def put(self, kind: str, name: str, values: dict[str, Any], *, now: bool = False) -> None:
-        """Store ``values`` as ``kind``/``name``; at most every 0.2 s a name unless ``now``."""
+    def put(self, kind: str, name: str, values: dict[str, Any], *, now: bool = False, every: float = WRITE_EVERY_SECONDS) -> None:
+        """Store ``values`` as ``kind``/``name``; at most every ``every`` seconds a name unless ``now``."""
         if self.folder is None:
             return
         clock = time.monotonic()
-        if not now and clock - self._written.get((kind, name), -1.0) < _WRITE_EVERY_SECONDS:
+        if not now and clock - self._written.get((kind, name), float("-inf")) < every:
             return
         self._written[kind, name] = clock
-        path = self.folder / kind / f"{quote(name, safe='')}.json"
+        path = self._path(kind, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
         temporary.write_text(json.dumps({"name": name, **values}))
         temporary.replace(path)
+
+    def get(self, kind: str, name: str) -> dict[str, Any] | None:
+        """What is stored as ``kind``/``name``."""
+        try:
+            found: dict[str, Any] | None = None if self.folder is None else json.loads(self._path(kind, name).read_text())
+        except FileNotFoundError:
+            return None
+        return found
+
+    def _path(self, kind: str, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / kind / f"{quote(name, safe='')}.json"
 
     def all(self, kind: str) -> list[dict[str, Any]]:
         """Everything stored under ``kind``, by name."""
@@ -59,10 +71,16 @@ class JobRecord:
         """Whether readers shall end."""
         return self.folder is not None and (self.folder / "drain").exists()
 
-    def clear(self) -> None:
-        """Forget what an earlier run left, its dead letters included."""
+    def keep_reading(self) -> None:
+        """Take back `ask_to_drain`."""
+        if self.folder is not None:
+            (self.folder / "drain").unlink(missing_ok=True)
+
+    def clear(self, *, dead_letters: bool = True) -> None:
+        """Forget what an earlier run left, its dead letters included unless told otherwise."""
         if self.folder is None:
             return
-        shutil.rmtree(self.folder / DEAD_LETTERS, ignore_errors=True)
+        if dead_letters:
+            shutil.rmtree(self.folder / DEAD_LETTERS, ignore_errors=True)
         for path in (*self.folder.glob("*/*.json"), self.folder / "drain"):
             path.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from apache_beam.utils.timestamp import Duration, Timestamp
 
 from streamgauge.transforms.hashing import spread_key
 from streamgauge.transforms.record import JobRecord
+from streamgauge.transforms.replay import ReplayPoint
 from streamgauge.transforms.sources.base import Connector, SourceError, Split
 
 DISCOVER_EVERY_SECONDS = 10.0
@@ -63,14 +64,24 @@ def split_of(element: bytes) -> tuple[Split, bool]:
     return Split(**values["split"]), values["later"]
 
 
+def starting(connector: Connector, splits: list[Split], replay: ReplayPoint | None) -> list[Split]:
+    """The splits of a new run, each from where it starts. Raises SourceError when a split is gone whose events a replay needs."""
+    if replay is None:
+        return splits
+    if missing := replay.missing(connector.name, {split.id for split in splits}):
+        raise SourceError(f"{connector.name}: {', '.join(missing[:5])} must be read again and is not there any more; start anew with --fresh")
+    return [replay.placed(connector.name, split) for split in splits]
+
+
 class ListSplits(beam.DoFn):  # type: ignore[misc]
     """Emits the element of every split there is."""
 
-    def __init__(self, connector: Connector) -> None:
+    def __init__(self, connector: Connector, replay: ReplayPoint | None = None) -> None:
         self._connector = connector
+        self._replay = replay
 
     def process(self, _: bytes) -> Iterator[SplitElement]:
-        for index, split in enumerate(self._connector.splits()):
+        for index, split in enumerate(starting(self._connector, self._connector.splits(), self._replay)):
             yield split_element(index, split)
 
 
@@ -126,8 +137,9 @@ class DiscoverSplits(beam.DoFn):  # type: ignore[misc]
     Its watermark is the end of the global window from the start: it never holds others back.
     """
 
-    def __init__(self, connector: Connector, record_folder: str | None) -> None:
+    def __init__(self, connector: Connector, record_folder: str | None, replay: ReplayPoint | None = None) -> None:
         self._connector = connector
+        self._replay = replay
         self._record = JobRecord(record_folder)
         self._looked = float("-inf")
 
@@ -157,7 +169,7 @@ class DiscoverSplits(beam.DoFn):  # type: ignore[misc]
     def _look(self, known: list[str]) -> list[Split]:
         """A source that is away for a while is asked again later; at the start it is the user's mistake."""
         try:
-            return self._connector.splits(known)
+            return starting(self._connector, self._connector.splits(known), self._replay)
         except SourceError:
             if not known:
                 raise

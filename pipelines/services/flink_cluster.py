@@ -21,7 +21,7 @@ from streamgauge.pipelines.services.flink_conf import common, opens
 from streamgauge.pipelines.services.flink_rest import FlinkRest
 from streamgauge.pipelines.services.flink_submit import WORKERS_KEY
 from streamgauge.pipelines.services.java import java
-from streamgauge.pipelines.services.patches import flink_jars
+from streamgauge.pipelines.services.patches import cluster_jar, flink_jars
 from streamgauge.pipelines.services.process import HOST, Service, free_ports
 from streamgauge.pipelines.services.server import JavaServer
 
@@ -183,6 +183,7 @@ class FlinkCluster(JavaServer, FlinkRest):
             WORKERS_KEY: f"{HOST}:{self.workers_port}",
             "state.backend.type": "rocksdb",
             "state.backend.incremental": "true",
+            "state.backend.rocksdb.options-factory": "streamgauge.SmallManifest",
             **self._extra,
         }
 
@@ -208,8 +209,7 @@ class FlinkCluster(JavaServer, FlinkRest):
             {"name": "workers", "command": pool, "log": str(self.logs_folder / "workers.log"), "env": environment},
             self._java("jobmanager", shared, ["-Xmx512m", "-XX:MaxMetaspaceSize=256m"], JOB_MANAGER, conf, first=True),
             *(
-                self._java(name, shared, task_manager_memory, TASK_MANAGER, [*conf, "-D", f"taskmanager.resource-id={name}"], first=False)
-                for name in managers
+                self._java(name, shared, task_manager_memory, TASK_MANAGER, conf, first=False) for name in managers
             ),
         ]
 
@@ -232,19 +232,20 @@ class FlinkCluster(JavaServer, FlinkRest):
 
 
 def class_path(progress: bool = True) -> list[Path]:
-    """Jars of the cluster's JVMs: our patch, the Flink distribution, Beam and what it needs.
+    """Jars of the cluster's JVMs: classes of ours, the Flink distribution, Beam and what it needs.
 
     Raises:
         ServiceError: the distribution's wheel is not installed, or a jar cannot be had.
     """
     try:
-        import pyflink  # type: ignore[import-untyped]
+        import pyflink
     except ImportError:
         raise ServiceError("A Flink cluster needs the package apache-flink-libraries; run: pip install 'streamgauge[cluster]'") from None
     distribution = Path(next(iter(pyflink.__path__))) / "lib"
     patch, *jars = flink_jars(progress)
     own = [jar for jar in sorted(distribution.glob("*.jar")) if jar.name.startswith(("flink-dist-", "log4j-"))]
-    return [patch, *own, *(jar for jar in jars if not jar.name.startswith(_DISTRIBUTION_HAS))]
+    found = [patch, *own, *(jar for jar in jars if not jar.name.startswith(_DISTRIBUTION_HAS))]
+    return [cluster_jar(found, progress), *found]
 
 
 def parts(folder: Path) -> list[Part]:

@@ -69,14 +69,40 @@ class FlinkRest:
                 found[str(vertex["name"])] = min(values)
         return found
 
+    def least_watermark(self, job_id: str) -> int | None:
+        """The least input watermark of the vertices that read from another, epoch milliseconds; None while one of them has none.
+
+        It may be an old one: a job that was restarted can show those of an earlier attempt.
+        """
+        found = []
+        for node in self._nodes(job_id):
+            if node.get("inputs"):
+                found += [int(w["value"]) for w in self._call(f"/jobs/{job_id}/vertices/{node['id']}/watermarks")] or [NO_WATERMARK_MS]
+        return None if not found or min(found) == NO_WATERMARK_MS else min(found)
+
     def at_end(self, job_id: str) -> bool:
         """Whether the watermark of every vertex that reads from another has reached the end of time: all input was processed."""
-        for node in self._call(f"/jobs/{job_id}/plan")["plan"]["nodes"]:
+        nodes = self._nodes(job_id)
+        for node in nodes:
             if node.get("inputs"):
                 values = [int(w["value"]) for w in self._call(f"/jobs/{job_id}/vertices/{node['id']}/watermarks")]
                 if not values or min(values) < END_OF_TIME_MS:
                     return False
-        return True
+        return bool(nodes)
+
+    def _nodes(self, job_id: str) -> list[dict[str, Any]]:
+        """The vertices of the job's plan; none while a new JobManager makes itself familiar with the job."""
+        return list(self._call(f"/jobs/{job_id}/plan")["plan"].get("nodes") or [])
+
+    def attempt(self, job_id: str) -> tuple[int, int] | None:
+        """Tells one attempt to run the job from the next: when its first vertex started (epoch milliseconds), and how many vertices it has.
+
+        None while not all of them run.
+        """
+        vertices = self.job(job_id)["vertices"]
+        if not vertices or any(vertex["status"] != "RUNNING" for vertex in vertices):
+            return None
+        return min(int(vertex["start-time"]) for vertex in vertices), len(vertices)
 
     def checkpoint_now(self, job_id: str, timeout_s: float = 60.0) -> bool:
         """Takes a checkpoint and waits for it: what was processed before is then durable. False when it failed or took too long."""

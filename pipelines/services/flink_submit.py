@@ -8,7 +8,7 @@ import zipfile
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.portable_runner import JobServiceHandle, PortableRunner
-from google.protobuf.json_format import MessageToJson  # type: ignore[import-untyped]
+from google.protobuf.json_format import MessageToJson
 
 from streamgauge.pipelines.services.errors import ServiceError
 from streamgauge.pipelines.services.flink_conf import TOLERABLE_CHECKPOINT_FAILURES

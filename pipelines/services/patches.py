@@ -1,4 +1,4 @@
-"""Classes of ours that go before Beam's on the job server's class path, compiled once into the cache."""
+"""Java classes of ours, compiled once into the cache: those that go before Beam's on the class path, and those that a cluster runs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from streamgauge.pipelines.services.jars import class_path, fetch, version_of
 from streamgauge.pipelines.services.java import run_java
 
 SOURCES = Path(__file__).with_name("java_sources")
+CLUSTER_SOURCES = Path(__file__).with_name("java_cluster")
 RUNNER = "beam-runners-flink-1.19"
 # Fixed, so that the jar's bytes depend on the sources and the compiler alone.
 ZIP_TIME = (2020, 1, 1, 0, 0, 0)
@@ -32,9 +33,14 @@ def flink_jars(progress: bool = True, patched: bool = True) -> list[Path]:
     return [patch_jar(jars, progress), *jars] if patched else jars
 
 
-def patch_jar(jars: list[Path], progress: bool = True) -> Path:
-    """The jar of the classes under `java/`, compiled against `jars` if the cache lacks it."""
-    sources = sorted(SOURCES.rglob("*.java"))
+def cluster_jar(jars: list[Path], progress: bool = True) -> Path:
+    """The jar of what a standalone cluster needs besides, compiled against `jars`, its class path. Raises as `flink_jars`."""
+    return patch_jar(jars, progress, CLUSTER_SOURCES)
+
+
+def patch_jar(jars: list[Path], progress: bool = True, folder: Path = SOURCES) -> Path:
+    """The jar of the classes under `folder`, compiled against `jars` if the cache lacks it."""
+    sources = sorted(folder.rglob("*.java"))
     digest = hashlib.sha256()
     for source in sources:
         digest.update(source.read_bytes())

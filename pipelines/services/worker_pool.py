@@ -19,7 +19,7 @@ import threading
 import traceback
 from multiprocessing.process import BaseProcess
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
 from apache_beam.utils import thread_pool_executor
 

@@ -3,22 +3,33 @@
 import itertools
 import json
 import math
+import os
+import signal
 import threading
+import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from random import Random
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from streamgauge.pipelines.services.questdb import QuestDbServer
+from streamgauge.transforms.config import Choice
 from streamgauge.transforms.rows import RowSpec
-from streamgauge.transforms.sinks import questdb
+from streamgauge.transforms.sinks import SINKS, questdb, questdb_sql, rows_util
 from streamgauge.transforms.sinks.base import SinkError
 from streamgauge.transforms.sinks.questdb import QuestDb, QuestDbOptions
-from tests.transforms.sinks import cases
+from streamgauge.transforms.write import _WriteDoFn
+from tests.transforms.sinks import cases, faults
+from tests.transforms.sinks.faults import FaultyServer
+from tests.transforms.sinks.frozen import frozen
 
 pytestmark = pytest.mark.integration
 tables = (f"delay {number}" for number in itertools.count())
@@ -106,8 +117,8 @@ def test_rows_it_cannot_hold_do_not_cost_the_others(server: QuestDbServer) -> No
     too_early = cases.result(origin="early") | {"window_start": -1}
     too_late = cases.result(origin="late") | {"window_start": 253_402_300_800_000_000}
     null_key = cases.result(origin="null", gate=-(2**63))
-    with pytest.raises(ValueError, match=r"can never take the row metric='delay'.*origin='early'.* \(and 2 more\): its time"):
-        sink.write(cases.to_table([too_early, *rows, too_late, null_key]))
+    (rejected,) = sink.write(cases.to_table([too_early, *rows, too_late, null_key]))
+    assert cases.plain(rejected.rows) == [too_early, too_late, null_key] and rejected.reason.startswith("its time")
     cases.same(cases.plain(sink.read()), rows)
 
 
@@ -115,8 +126,8 @@ def test_rows_that_the_server_refuses_are_found(server: QuestDbServer) -> None:
     sink = opened(server, "refused")
     sql(server, 'ALTER TABLE refused_versions ALTER COLUMN "label" TYPE LONG')
     rows = [cases.result(hour=h, label="text" if h == 5 else None) for h in range(8)]
-    with pytest.raises(ValueError, match=r"can never take the row .*window_start='2013-01-01T10:00:00.000000Z'.*label.*cast error"):
-        sink.write(cases.to_table(rows))
+    (rejected,) = sink.write(cases.to_table(rows))
+    assert cases.plain(rejected.rows) == [rows[5]] and "cast error" in rejected.reason
     assert sql(server, "SELECT count() FROM wal_tables() WHERE name = 'refused_versions' AND suspended") == [[0]]
     sink._server._wait_until_applied("refused_versions")
     assert sql(server, "SELECT count() FROM refused_versions") == [[7]]
@@ -158,8 +169,8 @@ def test_a_restart_is_waited_for_and_a_dead_server_is_named(server: QuestDbServe
     rows = cases.to_table([cases.result(hour=h) for h in range(3)])
     server.stop()
     with monkeypatch.context() as short:
-        short.setattr(questdb, "RETRY_SECONDS", 0.2)
-        with pytest.raises(SinkError, match=r"questdb:127\.0\.0\.1"):
+        short.setattr(rows_util, "RETRY_SECONDS", 0.2)
+        with pytest.raises(SinkError, match=r"questdb:127\.0\.0\.1:\d+/restart: .*Connection refused, tried for [\d.]+ s"):
             sink.write(rows)
     starter = threading.Timer(0.5, server.start)
     starter.start()
@@ -169,3 +180,138 @@ def test_a_restart_is_waited_for_and_a_dead_server_is_named(server: QuestDbServe
         starter.join()
     assert sink.read().equals(rows)
     assert opened(server, "restart").read().equals(rows)
+
+
+def to(url: str, table: str) -> Choice:
+    return Choice(SINKS, "questdb", QuestDbOptions(url=url, table=table))
+
+
+def forward(server: QuestDbServer) -> Callable[[str, str, bytes], faults.Answer]:
+    def take(method: str, path: str, body: bytes) -> faults.Answer:
+        request = urllib.request.Request(server.url + path, data=body if method == "POST" else None, method=method)
+        try:
+            with urllib.request.urlopen(request) as answer:
+                return answer.status, answer.headers.get("content-type", ""), answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.headers.get("content-type", ""), error.read()
+
+    return take
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(rows_util, "RETRY_SECONDS", 0.05)
+        monkeypatch.setattr(questdb_sql, "REQUEST_SECONDS", 1.0)
+        monkeypatch.setattr(questdb, "_CLIENT_SECONDS", 0.5)
+        yield
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**32))
+def test_the_view_is_right_whatever_fails(server: QuestDbServer, seed: int) -> None:
+    random, table, broken = Random(seed), next(tables), threading.Event()
+    # A time before 1970 is one that QuestDB has no value for.
+    bundles = faults.job(random, poison={"gate": -(2**63), "label": "poison"})
+    quick = [kind for kind in FaultyServer.KINDS if not kind.startswith("silent")]
+    kinds = [*quick, *quick, "silent after"]
+    with FaultyServer(forward(server), lambda path: random.choice(kinds) if broken.is_set() else "ok") as proxy:
+
+        @contextmanager
+        def trouble(worker: _WriteDoFn) -> Iterator[None]:
+            broken.set()
+            with impatient():
+                try:
+                    yield
+                finally:
+                    broken.clear()
+
+        letters, _ = faults.drive(to(proxy.url, table), bundles, random, trouble)
+    sink = opened(server, table)
+    good = [[row for row in bundle if row["label"] != "poison"] for bundle in bundles]
+    cases.same(cases.plain(sink.read()), cases.stored(good))
+    faults.same_letters(letters, [[row for row in bundle if row["label"] == "poison"] for bundle in bundles])
+    sink.close()
+
+
+@pytest.mark.parametrize("fault", [kind for kind in FaultyServer.KINDS if kind != "ok"])
+def test_a_lasting_fault_is_named_and_what_took_effect_is_no_matter(server: QuestDbServer, fault: str) -> None:
+    table, now = next(tables), ["ok"]
+    rows = [cases.result(hour=h, count=h, final=True) for h in range(6)]
+    with FaultyServer(forward(server), lambda path: now[0]) as proxy, impatient():
+        sink = to(proxy.url, table).create()
+        sink.open(cases.SCHEMA, cases.ROWS)
+        now[0] = fault
+        with pytest.raises(SinkError, match=rf"^questdb:127\.0\.0\.1:\d+/{table}: [^\n]*, tried for [\d.]+ s$"):
+            sink.write(cases.to_table(rows))
+        now[0] = "ok"
+        with pytest.MonkeyPatch.context() as patient:
+            patient.setattr(rows_util, "RETRY_SECONDS", 30)
+            assert sink.write(cases.to_table(rows[:3])) == [] and sink.write(cases.to_table(rows[3:])) == []
+        sink.close()
+    cases.same(cases.plain(opened(server, table).read()), rows)
+
+
+def test_a_server_killed_between_requests_loses_nothing(server: QuestDbServer) -> None:
+    sink = opened(server, "killed")
+    rows = [cases.result(hour=h, count=h, final=True) for h in range(40)]
+    assert server.pid is not None
+    killer = threading.Timer(0.05, os.killpg, [server.pid, signal.SIGKILL])
+    killer.start()
+    written = 0
+    try:
+        with pytest.raises(SinkError), impatient():
+            for written in itertools.count():
+                sink.write(cases.to_table([rows[written % 40]]))
+    finally:
+        killer.join()
+        server.stop()
+        server.start()
+    again = opened(server, "killed")
+    found = {row["count"] for row in again.read().to_pylist()}
+    assert found >= set(range(min(written, 40))), "what a write returned for is gone"
+    again.write(cases.to_table(rows))
+    cases.same(cases.plain(again.read()), rows)
+
+
+def test_workers_open_the_table_at_the_same_time(server: QuestDbServer) -> None:
+    def write(number: int) -> None:
+        sink = opened(server, "together")
+        assert sink.write(cases.to_table([cases.result(hour=number)])) == []
+        sink.close()
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(write, range(6)))
+    assert len(opened(server, "together").read()) == 6
+
+
+def before_the_request(stop: Callable[[], None]) -> None:
+    real = questdb._outgoing
+
+    def outgoing(*arguments: Any) -> pa.Table:
+        found = real(*arguments)
+        stop()
+        return found
+
+    questdb._outgoing = outgoing
+
+
+def test_a_frozen_worker_changes_no_final_row(server: QuestDbServer) -> None:
+    old = [cases.result(revision=3, count=3), cases.result(hour=1, revision=4, count=4, final=True)]
+    new = [cases.result(revision=9, count=9, final=True), cases.result(hour=1, revision=6, count=6, final=True)]
+    sink = opened(server, "frozen")
+    with frozen(to(server.url, "frozen"), old, before_the_request) as worker:
+        assert sink.write(cases.to_table(new)) == []
+        cases.same(cases.plain(sink.read()), new)
+        worker.wake()
+    cases.same(cases.plain(sink.read()), new)
+
+
+def test_an_early_row_of_a_frozen_worker_stands_until_the_next_row_of_its_key(server: QuestDbServer) -> None:
+    sink = opened(server, "thawed")
+    with frozen(to(server.url, "thawed"), [cases.result(revision=3, count=3)], before_the_request) as worker:
+        assert sink.write(cases.to_table([cases.result(revision=5, count=5)])) == []
+        worker.wake()
+    assert sink.read()["count"].to_pylist() == [3]
+    assert sink.write(cases.to_table([cases.result(revision=6, count=6)])) == []
+    assert sink.read()["count"].to_pylist() == [6]

@@ -39,6 +39,20 @@ def test_the_plan_says_what_will_happen() -> None:
     assert found["sinks"][0]["guarantee"] == Sqlite.guarantee
 
 
+def test_the_plan_has_what_is_dropped(tmp_path: Path) -> None:
+    text = (JOBS / "flights.yaml").read_text()
+    unique = "    - {type: Deduplicate, input: ReadEvents, config: {by: [carrier, origin], horizon: 90m, shards: 2}}\n"
+    (tmp_path / "job.yaml").write_text(text.replace("    - type: AggregateWindows\n      input: ReadEvents\n", unique + "    - type: AggregateWindows\n      input: Deduplicate\n"))
+    job = load_job(tmp_path / "job.yaml")
+    line = next(number for number, content in enumerate((tmp_path / "job.yaml").read_text().splitlines(), 1) if "type: Deduplicate" in content)
+    wanted = {"step": "Deduplicate", "line": line, "reads": ["ReadEvents"], "by": ["carrier", "origin"], "horizon": "90m", "shards": 2}
+    assert (plan(job)["deduplicates"], plan(job)["metrics"][0]["reads"]) == ([wanted], ["Deduplicate"])
+    out = StringIO()
+    show(job, Console(file=out, highlight=False))
+    for words in ("deduplicate carrier, origin", "an event whose id was seen at most 90m of event time away", "events of Deduplicate"):
+        assert words in out.getvalue(), words
+
+
 def test_a_stream_runs_on_flink_and_dead_letters_have_a_place_by_default(home: Path) -> None:
     assert plan(load_job(JOBS / "flights-kafka.yaml"))["runner"] == "flink"
     assert plan(load_job(JOBS / "metrics.yaml"))["sources"][0]["rejected"] == [f"parquet:{home}/jobs/metrics/record/dead_letters"]

@@ -38,10 +38,21 @@ def test_it_is_a_schema_and_every_reference_leads_somewhere() -> None:
 
 def test_every_key_is_described() -> None:
     schema = editor_schema()
-    for name in ("ReadEvents", "AggregateWindows", "WriteResults"):
+    for name in ("ReadEvents", "Deduplicate", "AggregateWindows", "WriteResults"):
         assert schema["$defs"][name]["description"]
         for key, value in schema["$defs"][name]["properties"].items():
             assert value.get("description"), f"{name}.{key}"
+
+
+@pytest.mark.parametrize(
+    ("config", "valid"),
+    [({"by": ["origin"]}, True), ({"by": ["origin"], "horizon": "1h30m", "shards": 3}, True), ({}, False), ({"by": []}, False), ({"by": "origin"}, False),
+     ({"by": ["origin"], "horizon": "soon"}, False), ({"by": ["origin"], "shards": 0}, False)],
+)  # fmt: skip
+def test_what_deduplicate_takes(config: dict[str, Any], valid: bool) -> None:
+    document = copy.deepcopy(load_job(next(path for path in JOBS if path.stem == "flights")).document.value)
+    document["pipeline"]["transforms"].insert(1, {"type": "Deduplicate", "input": "ReadEvents", "config": config})
+    assert VALIDATOR.is_valid(document) == valid
 
 
 BROKEN = [

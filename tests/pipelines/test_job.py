@@ -140,6 +140,50 @@ def test_what_nobody_reads_is_a_mistake(tmp_path: Path) -> None:
     assert "nobody reads the events of ReadEvents; add {type: AggregateWindows, input: ReadEvents, ...}" in message
 
 
+UNIQUE = """\
+    - type: Deduplicate
+      input: ReadEvents
+      config: {by: [host, n], horizon: 1h}
+"""
+DEDUPLICATED = f"pipeline:\n  transforms:\n{READ}{UNIQUE}{AGGREGATE.replace('input: ReadEvents', 'input: Deduplicate')}{WRITE}"
+
+
+def test_deduplicate_passes_on_what_it_takes(tmp_path: Path) -> None:
+    job = load_job(write(tmp_path, DEDUPLICATED))
+    (step,) = job.of("Deduplicate")
+    assert (step.options.horizon, [(output.step.name, output.kind) for output in origins(step)]) == (3_600_000_000, [("ReadEvents", "events")])
+    assert job.of("AggregateWindows")[0].metric is not None and origins(job.of("AggregateWindows")[0])[0].step is step
+    once, again = (UNIQUE.replace("- type", f"- name: {name}\n      type") for name in ("Once", "Again"))
+    again = again.replace("input: ReadEvents", "input: Once")
+    job = load_job(write(tmp_path, f"pipeline:\n  transforms:\n{READ}{once}{again}{AGGREGATE.replace('input: ReadEvents', 'input: Again')}{WRITE}"))
+    assert job.of("AggregateWindows")[0].metric is not None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "blamed", "words"),
+    [
+        ("by: [host, n]", "by: [host, m]", "by: [host, m]", "transforms[1].config.by[1]: by 'm': the schema has no such field; fields: ts, host, value, n"),
+        ("by: [host, n]", "by: [host, value]", "by: [host", "transforms[1].config.by[1]: by 'value': a double cannot be part of an id"),
+        ("by: [host, n]", "by: [n, n]", "by: [n", "transforms[1].config.by: 'n' is there twice"),
+        ("by: [host, n], ", "", "config: {horizon", "'by' is missing: Fields that together are the event's id"),
+        ("horizon: 1h", "horizon: 4000d", "horizon:", "transforms[1].config.horizon: horizon must be from 0s to 3660d"),
+        ("horizon: 1h", "horizn: 1h", "horizn:", "unknown key - did you mean 'horizon'?; known: by, horizon, shards"),
+        ("      input: ReadEvents\n      config: {by", "      config: {by", "type: Deduplicate", "Deduplicate needs an input; name the step it reads, such as `input: ReadEvents`"),
+        ("input: ReadEvents\n      config: {by", "input: ReadEvents.rejected\n      config: {by", "input: ReadEvents.rejected", "Deduplicate takes events; ReadEvents.rejected gives dead letters"),
+        ("input: ReadEvents\n      config: {by", "input: AggregateWindows\n      config: {by", "input: AggregateWindows", "Deduplicate takes events; AggregateWindows.results gives results"),
+        ("input: ReadEvents\n      config: {by", "input: Deduplicate\n      config: {by", "input: Deduplicate", "Deduplicate reads its own output"),
+        ("input: Deduplicate\n", "input: Deduplicate.late\n", "input: Deduplicate.late", "Deduplicate has the output events, not 'late'"),
+        ("input: Deduplicate\n", "input: ReadEvents\n", "type: Deduplicate", "nobody reads the events of Deduplicate; add {type: AggregateWindows, input: Deduplicate, ...}"),
+        ("input: AggregateWindows\n", "input: Deduplicate  # here\n", "# here", "Deduplicate gives events: aggregate them first"),
+    ],
+)  # fmt: skip
+def test_a_mistake_about_duplicates_is_told(tmp_path: Path, before: str, after: str, blamed: str, words: str) -> None:
+    assert before in DEDUPLICATED
+    text = DEDUPLICATED.replace(before, after, 1)
+    found = errors(tmp_path, text)
+    assert [message for message in found if message.startswith(f"job.yaml:{line_of(text, blamed)}: ") and words in message], found
+
+
 def test_two_steps_of_one_name_are_ambiguous_only_when_named(tmp_path: Path) -> None:
     second = AGGREGATE.replace("metric: load", "metric: other")
     (message,) = errors(tmp_path, f"pipeline:\n  transforms:\n{READ}{AGGREGATE}{second}{WRITE}")

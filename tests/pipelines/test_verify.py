@@ -29,7 +29,9 @@ from streamgauge.pipelines.job import Job, JobError, load_job
 from streamgauge.pipelines.verify import Verdict, verify_job
 from streamgauge.pipelines.verify_input import Raw, SplitRange, records
 from streamgauge.pipelines.verify_sql import load_raw, make_events
+from streamgauge.pipelines.verify_unique import make_unique
 from streamgauge.transforms.config import Choice
+from streamgauge.transforms.deduplicate import DeduplicateOptions
 from streamgauge.transforms.event_time import EventTime, TimeOptions
 from streamgauge.transforms.formats import FORMATS
 from streamgauge.transforms.record import JobRecord
@@ -236,6 +238,111 @@ def test_what_cannot_be_verified_is_told(folder: Path, monkeypatch: pytest.Monke
     Path("out.db").unlink()
     verdict = verify()
     assert not verdict.agrees and "there is no file" in verdict.results[0].notes[-1]
+
+
+# With Deduplicate
+
+UNIQUE = JOB.replace("    - type: AggregateWindows\n      input: ReadEvents\n", """\
+    - {type: Deduplicate, input: ReadEvents, config: {by: [id, host], horizon: 5s}}
+    - type: AggregateWindows
+      input: Deduplicate
+""").replace("n: int64}", "n: int64, id: int64}")
+
+
+def copied(seed: int, split: str) -> Iterator[str]:
+    """Events of which many come again: alike, and within a split, or far apart there, with another value too; a few without an id."""
+    rng = random.Random(seed)
+    sent: list[dict[str, Any]] = []
+    for index in range(600):
+        event = {"ts": 1_577_836_800_000 + index * 200 - rng.randrange(1_500), "id": index % 500, "host": rng.choice("ab") + split, "n": index, "value": rng.gauss(0, 1)}
+        if rng.random() < 0.05:
+            event |= {"id": None, "host": None}
+        sent.append(event)
+        yield json.dumps(event)
+        if rng.random() < 0.3:
+            again = sent[-rng.randrange(1, min(len(sent), 20) + 1)]
+            if rng.random() < 0.5:
+                again = {**again, "value": 1.0, "ts": again["ts"] + rng.choice([-5_001, -5_000, -300, 300, 5_000, 5_001])}
+            yield json.dumps(again)
+        if rng.random() < 0.1:
+            # Alike in both splits.
+            yield json.dumps({"ts": 1_577_836_800_000 + index * 200 // 1_000 * 1_000, "id": -(index * 200 // 1_000), "host": "both", "n": 1, "value": 2.0})
+
+
+@pytest.fixture
+def unique(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which a job that deduplicates has run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STREAMGAUGE_HOME", raising=False)
+    for name in "xy":
+        Path(f"{name}.ndjson").write_text("\n".join(copied(ord(name), name)) + "\n")
+    Path("job.yaml").write_text(UNIQUE)
+    run(load_job("job.yaml"))
+    return tmp_path
+
+
+def test_a_job_that_deduplicates_agrees(unique: Path) -> None:
+    verdict = verify()
+    assert (verdict.agrees, verdict.results[0].differences, verdict.results[0].notes) == (True, [], [])
+    counted = JobRecord(unique / ".streamgauge/jobs/job/record").all("duplicates")
+    dropped, without_id = (sum(values[name] for values in counted) for name in ("events", "without_id"))
+    stored = sqlite3.connect("out.db").execute("SELECT sum(events) FROM load").fetchone()[0]
+    assert stored + verdict.results[0].late == verdict.events - dropped and dropped > 100 and without_id > 10
+
+
+@pytest.mark.parametrize("horizon", ["4999ms", "5001ms", "10s"])
+def test_another_horizon_gives_other_rows(unique: Path, horizon: str) -> None:
+    Path("job.yaml").write_text(UNIQUE.replace("horizon: 5s", f"horizon: {horizon}"))
+    assert not verify().agrees
+
+
+def test_copies_that_nobody_can_choose_between_are_told(unique: Path) -> None:
+    for name, value in (("x", 1.0), ("y", 2.0)):
+        with Path(f"{name}.ndjson").open("a") as file:
+            file.write(json.dumps({"ts": 1_577_836_930_000, "id": -10_000, "host": "both", "n": 1, "value": value}) + "\n")
+    for path in ("out.db", "late", ".streamgauge"):
+        shutil.rmtree(path) if Path(path).is_dir() else Path(path).unlink()
+    run(load_job("job.yaml"))
+    (note,) = verify().results[0].notes
+    assert "Deduplicate: 1 ids have copies in several splits that are not alike" in note
+    Path("job.yaml").write_text(UNIQUE.replace("mean: {mean: value}, total: {sum: value}, ", "").replace("least: {min: value}, ", ""))
+    assert verify().results[0].notes == [], "what differs is not used"
+
+
+def test_events_that_were_too_old_to_judge_are_told(unique: Path) -> None:
+    record = JobRecord(unique / ".streamgauge/jobs/job/record")
+    record.put("duplicates", "one", {"by": ["id", "host"], "events": 0, "unjudged": 3, "without_id": 0}, now=True)
+    record.put("duplicates", "other", {"by": ["id"], "events": 0, "unjudged": 5, "without_id": 0}, now=True)
+    assert verify().results[0].notes == ["Deduplicate: 3 events came too late to be judged and went on: where one is a duplicate, its row differs"]
+
+
+COPIES = st.lists(st.tuples(st.sampled_from(["x", "y"]), st.integers(0, 12), st.none() | st.integers(0, 1), st.none() | st.just("a"), st.booleans()), max_size=25)
+
+
+@settings(max_examples=60, deadline=None)
+@given(COPIES)
+def test_sql_keeps_what_some_order_of_the_splits_would_keep(rows: list[tuple[str, int, int | None, str | None, bool]]) -> None:
+    """Events (split, time, two fields of the id, late or not): none of an id within 3 of another is kept, each dropped one has such a partner."""
+    with duckdb.connect() as connection:
+        connection.execute("CREATE TABLE late (split VARCHAR, position BIGINT)")
+        connection.execute("CREATE TABLE e (split VARCHAR, position BIGINT, time BIGINT, f0 INTEGER, f1 VARCHAR, reason VARCHAR)")
+        for position, (split, time, one, two, late) in enumerate(rows):
+            connection.execute("INSERT INTO e VALUES (?, ?, ?, ?, ?, NULL)", [split, position, time, one, two])
+            if late:
+                connection.execute("INSERT INTO late VALUES (?, ?)", [split, position])
+        connection.execute("INSERT INTO e VALUES ('x', 1000, 0, 0, 'a', 'malformed')")
+        unknown = make_unique(connection, "u", ["e"], DeduplicateOptions(by=["i", "s"], horizon=3), ["i", "s"], [])
+        kept = [position for (position,) in connection.execute("SELECT position FROM u ORDER BY 1").fetchall()]
+        assert connection.execute("SELECT * FROM u LIMIT 0").description == connection.execute("SELECT * FROM e LIMIT 0").description
+    assert len(set(kept)) == len(kept) and set(kept) <= set(range(len(rows)))
+    in_order: list[int] = []
+    for index, (_, time, *name, _) in enumerate(rows):
+        near = [other for other in kept if list(rows[other][2:4]) == name != [None, None] and abs(rows[other][1] - time) <= 3]
+        assert near == [index] if index in kept and name != [None, None] else near or index in kept
+        if name == [None, None] or not any(list(rows[other][2:4]) == name and abs(rows[other][1] - time) <= 3 for other in in_order):
+            in_order.append(index)
+    if len({row[0] for row in rows}) == 1:
+        assert (kept, unknown) == (in_order, 0)
 
 
 # Plain reading, against the connector

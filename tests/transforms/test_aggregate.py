@@ -17,7 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamgauge.transforms import AggregateWindows
+from streamgauge.transforms.aggregate import Stored
 from streamgauge.transforms.batch import EVENT_TIME, EVENT_TIME_TYPE, POSITION, SPLIT, SPLIT_TYPE, BatchType, with_disorder
+from streamgauge.transforms.replay import ReplayPoint
 from streamgauge.transforms.watermark import reported
 from tests.collect import Collected
 
@@ -109,3 +111,15 @@ def test_a_mistake_is_told_before_anything_runs(options: dict[str, Any], message
 def test_other_elements_are_refused() -> None:
     with pytest.raises(TypeError, match="takes EventBatches"):
         _ = beam.Pipeline(runner=FnApiRunner()) | beam.Create([1]) | AggregateWindows(metric="m", window={"tumbling": "1s"}, aggregates={"n": "count"})
+
+
+def test_what_a_replay_leaves_as_it_is() -> None:
+    """Of windows before the cutoff: up to where the earlier run was it is stored, behind that it is late, also in a split that is new."""
+    splits = pa.DictionaryArray.from_arrays(pa.array([0, 0, 1, 0], pa.int8()), pa.array(["s", "new"]))
+    events = pa.record_batch({SPLIT: splits, POSITION: pa.array([4, 5, 0, 6])})
+    stored = Stored(200, {"s": 5})
+    found = stored.closed(events, np.array([100, 100, 100, 200]))
+    assert found is not None
+    assert [mask.tolist() for mask in found] == [[True, True, True, False], [True, False, False, False]]
+    assert stored.closed(events, np.array([200, 300, 200, 200])) is None
+    assert Stored.before(ReplayPoint({"a": 1}, {}), "b") is Stored.before(None, "a") is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import apache_beam as beam
@@ -17,9 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamgauge.transforms import ReadEvents
+from streamgauge.transforms import read as read_module
 from streamgauge.transforms.batch import EVENT_TIME, POSITION, SPLIT
+from streamgauge.transforms.position_index import Indexes
 from streamgauge.transforms.read import _Read
 from streamgauge.transforms.record import JobRecord
+from streamgauge.transforms.replay import ReplayPoint, SplitPoint
 from streamgauge.transforms.restriction import UNBOUNDED, Positions, PositionsTracker
 from streamgauge.transforms.sources.base import Split
 from streamgauge.transforms.splits import split_element
@@ -139,3 +143,46 @@ def test_tagged_outputs_are_dead_letters(tmp_path: Path) -> None:
     (letters,) = [output for output in call.outputs if isinstance(output, TaggedOutput)]
     assert letters.value.value.column("error_type").to_pylist() == ["malformed", "tombstone"]
     assert letters.value.value.column("payload").to_pylist() == [b"x", None]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.integers(0, 40).map(lambda tenths: tenths * 500), min_size=1, max_size=30),
+    st.lists(st.tuples(st.integers(0, 30), st.booleans(), st.sampled_from(["1s", "3s", "0s"])), min_size=1, max_size=5),
+)
+def test_the_record_knows_true_positions_after_any_restores(times: list[int], restores: list[tuple[int, bool, str]]) -> None:
+    """The job is set back to an earlier position again and again, sometimes by another process, sometimes with another disorder."""
+    payloads: list[bytes | None] = [event(t=time, v=number) for number, time in enumerate(times)]
+    element = split_element(0, Split("s", 0))
+    with TemporaryDirectory() as name:
+        record, watermarks, position = JobRecord(name), {0: None}, 0
+        for wanted, elsewhere, disorder in [(0, False, "1s"), *restores]:
+            position = max(reached for reached in watermarks if reached <= wanted)
+            if elsewhere:
+                read_module._INDEXES = Indexes()
+            made = _Read(ReadEvents(**{"from": memory({"s": payloads}, endless=True, step=4), **OPTIONS, "time": {**OPTIONS["time"], "disorder": disorder}}), name)
+            made.setup()
+            residual: Positions | None = Positions(position, UNBOUNDED)
+            watermark = watermarks[position]
+            for _ in range(2):
+                assert residual is not None
+                call = Call(made, element, residual, watermark)
+                residual, watermark = call.residual, call.watermark
+                assert residual is not None
+                watermarks[residual.position] = watermark
+            known = record.get("positions", "memory/s")
+            assert known is not None and known["begin"] == 0
+            assert known["facts"] == sorted(known["facts"])
+            for before, newest in known["facts"]:
+                assert max(times[:before]) * 1000 <= newest
+
+
+def test_a_replay_reads_from_its_point(tmp_path: Path) -> None:
+    ReplayPoint({}, {"memory/a": SplitPoint("memory", 2, 3, 0, [(2, 7)])}).save(tmp_path / "point.json")
+    events = Collected()
+    with beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([f"--record_folder={tmp_path / 'record'}", f"--replay_point={tmp_path / 'point.json'}"])) as pipeline:
+        read = pipeline | ReadEvents(**{"from": memory({name: [event(t=i, v=i) for i in range(4)] for name in "ab"})}, **OPTIONS)
+        _ = read["events"] | events
+    assert sorted((row[SPLIT], row[POSITION]) for row in events.rows) == [("a", 2), ("a", 3), ("b", 0), ("b", 1), ("b", 2), ("b", 3)]
+    known = JobRecord(tmp_path / "record").get("positions", "memory/a")
+    assert known is not None and known["begin"] == 0 and known["facts"][0] == [2, 7], "what an earlier run knew is kept for the next replay"

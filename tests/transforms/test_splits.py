@@ -11,9 +11,10 @@ from apache_beam.portability.api import beam_runner_api_pb2
 
 from streamgauge.transforms.hashing import MAX_PARALLELISM, flink_key_group
 from streamgauge.transforms.read import ReadEvents
-from streamgauge.transforms.sources.base import Split
-from streamgauge.transforms.splits import SplitElement, split_element, split_of
-from tests.memory import memory
+from streamgauge.transforms.replay import ReplayPoint, SplitPoint
+from streamgauge.transforms.sources.base import SourceError, Split
+from streamgauge.transforms.splits import SplitElement, split_element, split_of, starting
+from tests.memory import Memory, MemoryOptions, memory
 
 
 def test_an_element_tells_its_split() -> None:
@@ -51,3 +52,21 @@ def test_splittable_dofns_whose_elements_share_a_coder_share_that_of_restriction
                 found.setdefault(components.pcollections[main].coder_id, set()).add(payload.restriction_coder_id)
     assert len(found) == (2 if endless else 1)
     assert all(len(restrictions) == 1 for restrictions in found.values())
+
+
+def test_a_replay_places_the_splits_it_knows() -> None:
+    replay = ReplayPoint({}, {"memory/a": SplitPoint("memory", 3, 9, 0), "memory/gone": SplitPoint("memory", 5, 5, 0), "kafka/x": SplitPoint("kafka:x", 0, 9, 0)})
+    splits = [Split("a", 0, 20), Split("b", 7)]
+    assert starting(Memory(MemoryOptions(payloads={})), splits, replay) == [Split("a", 3, 20), Split("b", 7)]
+    assert starting(Memory(MemoryOptions(payloads={})), splits, None) == splits
+
+
+def test_a_split_with_events_that_a_replay_needs_must_be_there() -> None:
+    replay = ReplayPoint({}, {"memory/a": SplitPoint("memory", 3, 9, 0)})
+    with pytest.raises(SourceError, match="memory: a must be read again and is not there any more; start anew with --fresh"):
+        starting(Memory(MemoryOptions(payloads={})), [Split("b", 0)], replay)
+
+
+def test_of_two_sources_with_a_split_of_one_name_the_smaller_end_counts() -> None:
+    replay = ReplayPoint({}, {"kafka/t-0": SplitPoint("kafka:t", 0, 9, 0), "files/t-0": SplitPoint("files:t", 0, 4, 0)})
+    assert replay.ends() == {"t-0": 4}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -18,13 +19,17 @@ from pydantic import Field, field_validator
 
 from streamgauge.transforms.config import Config, user_error
 from streamgauge.transforms.rows import RowSpec
-from streamgauge.transforms.sinks.base import SinkError
-from streamgauge.transforms.sinks.rows_util import RETRY_SECONDS, difference, latest, retrying
+from streamgauge.transforms.sinks.base import Rejected, SinkError
+from streamgauge.transforms.sinks.rows_util import difference, latest, patience, retrying
 
 _FILE_NAMES = {"hour": "%Y-%m-%dT%H", "day": "%Y-%m-%d", "month": "%Y-%m"}
 _POSITIONS_A_FILE = 1_000_000
 _SCHEMA_FILE = "_streamgauge.schema"
 _PARTITION_KEY = b"streamgauge.partition"
+_SPLIT_FILES = 64
+"""In how many files the rows without a time in their key lie, for each step of positions: splits may be many, as each refused row is one."""
+_FOR_GOOD = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EXDEV)
+"""Errors of the system that do not pass by themselves; a full disk, a failing one and one that is busy may."""
 
 
 class ParquetOptions(Config):
@@ -50,7 +55,12 @@ class Parquet:
     time is no part of the key, the split and the position), and a file is read, merged by key and revision, and replaced
     under a lock: a replay, and a worker that wakes up after its replacement took over, rewrite the same rows and never put
     older ones over newer ones. Files are replaced by an atomic rename after a sync, so that
-    ``SELECT * FROM read_parquet('FOLDER/**/*.parquet')`` is right at any time. A write of several periods is atomic a file.
+    ``SELECT * FROM read_parquet('FOLDER/**/*.parquet')`` is right at any time. A write of several periods is atomic a file. A worker
+    frozen while it holds the lock of a file makes others that need the file fail their bundles until it wakes up or dies (the kernel then
+    frees the lock); it cannot write without it.
+
+    Waits for locks, and for a disk that is full or fails, for 30 s; a folder that may not be written fails at once. It takes every
+    row: what Parquet cannot hold is a matter of column types, which ``open`` refuses.
 
     Layout: ``FOLDER/2013-01-01.parquet`` (UTC) and no columns that are not the row's own; the statistics of each file let engines
     skip it by time. Locks and unfinished files start with a dot, the schema is in ``_streamgauge.schema``.
@@ -73,22 +83,21 @@ class Parquet:
         if rows.time not in rows.key and not any(pa.types.is_integer(schema.field(name).type) for name in rows.key):
             raise ValueError(f"{self.name}: the key ({', '.join(rows.key)}) has neither a time nor an integer to put rows in files by")
         self._rows, self._schema = rows, rows.attach(schema)
+        try:
+            pq.write_table(schema.empty_table(), pa.BufferOutputStream())
+        except pa.ArrowException as error:
+            raise ValueError(f"{self.name} cannot hold these columns: {error}") from None
         marked = self._schema.with_metadata({**self._schema.metadata, _PARTITION_KEY: self._partition.encode()})
         with self._errors():
             self._folder.mkdir(parents=True, exist_ok=True)
-            with self._locked(_SCHEMA_FILE):
-                if (self._folder / _SCHEMA_FILE).exists():
-                    self._check(self._stored_schema(), marked)
-                elif any(self._folder.glob("*.parquet")):
-                    raise ValueError(f"{self._folder} has Parquet files that this sink did not make; choose another folder")
-                else:
-                    self._replace(_SCHEMA_FILE, marked.serialize().to_pybytes())
+            retrying(_may_pass)(self._mark, marked)
 
-    def write(self, batch: pa.Table) -> None:
+    def write(self, batch: pa.Table) -> list[Rejected]:
         assert self._schema is not None and self._rows is not None, "open() first"
         with self._errors():
             for name, part in _by_file(batch.cast(self._schema), self._rows, self._partition):
-                self._merge(f"{name}.parquet", part, self._rows)
+                retrying(_may_pass)(self._merge, f"{name}.parquet", part, self._rows)
+        return []
 
     def close(self) -> None:
         pass
@@ -101,6 +110,15 @@ class Parquet:
             stored = self._stored_schema()
             schema = RowSpec.of(stored).attach(stored)
             return pa.concat_tables([schema.empty_table(), *(_load(path, schema) for path in sorted(self._folder.glob("*.parquet")))])
+
+    def _mark(self, schema: pa.Schema) -> None:
+        with self._locked(_SCHEMA_FILE):
+            if (self._folder / _SCHEMA_FILE).exists():
+                self._check(self._stored_schema(), schema)
+            elif any(self._folder.glob("*.parquet")):
+                raise ValueError(f"{self._folder} has Parquet files that this sink did not make; choose another folder")
+            else:
+                self._replace(_SCHEMA_FILE, schema.serialize().to_pybytes())
 
     def _merge(self, name: str, part: pa.Table, rows: RowSpec) -> None:
         path = self._folder / name
@@ -128,9 +146,9 @@ class Parquet:
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        """Held by one process at a time, and freed by the kernel when it dies."""
+        """Held by one process at a time, and freed by the kernel when it dies. Raises BlockingIOError when another one has it."""
         with (self._folder / f".{name}.lock").open("a") as file:
-            retrying(lambda error: isinstance(error, BlockingIOError))(fcntl.flock, file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
 
     def _stored_schema(self) -> pa.Schema:
@@ -146,12 +164,18 @@ class Parquet:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except BlockingIOError:
-            raise SinkError(f"{self.name}: another process has held the lock of a file for {RETRY_SECONDS:g} s ({self._folder})") from None
-        except (OSError, pa.ArrowException) as error:
-            raise SinkError(f"{self.name}: {error} ({self._folder})") from None
+        with patience() as until:
+            try:
+                yield
+            except BlockingIOError:
+                raise SinkError(f"{self.name}: another process holds the lock of a file, {until} ({self._folder})") from None
+            except (OSError, pa.ArrowException) as error:
+                raise SinkError(f"{self.name}: {error}, {until} ({self._folder})") from None
+
+
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno is not None and error.errno not in _FOR_GOOD
+
 
 
 def _load(path: Path, schema: pa.Schema) -> pa.Table:
@@ -174,15 +198,15 @@ def _period_names(batch: pa.Table, rows: RowSpec, partition: str) -> pa.StringAr
 
 
 def _position_names(batch: pa.Table, rows: RowSpec) -> pa.StringArray:
-    """A digest of all but the last integer of the key, and that integer (a position) in steps."""
+    """One of _SPLIT_FILES by all but the last integer of the key, and that integer (a position) in steps."""
     position = [name for name in rows.key if pa.types.is_integer(batch.schema.field(name).type)][-1]
     others = [batch[name].cast(pa.string()) for name in rows.key if name != position]
     text = pc.binary_join_element_wise(*others, "\x1f", null_handling="replace", null_replacement="\x00").combine_chunks()
     encoded = text.dictionary_encode()
-    digests = pa.array([_digest(value) for value in encoded.dictionary.to_pylist()], pa.string())
+    splits = pa.array([_split_file(value) for value in encoded.dictionary.to_pylist()], pa.string())
     steps = np.floor_divide(batch[position].fill_null(0).to_numpy(), _POSITIONS_A_FILE).astype(str)
-    return pc.binary_join_element_wise(digests.take(encoded.indices), pa.array(steps, pa.string()), "-")
+    return pc.binary_join_element_wise(splits.take(encoded.indices), pa.array(steps, pa.string()), "-")
 
 
-def _digest(value: str) -> str:
-    return hashlib.blake2b(value.encode(), digest_size=6).hexdigest()
+def _split_file(value: str) -> str:
+    return f"{hashlib.blake2b(value.encode(), digest_size=1).digest()[0] % _SPLIT_FILES:02x}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import re
+from collections.abc import Iterator
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -13,8 +15,8 @@ from pydantic import Field, field_validator
 from streamgauge.transforms.config import Config, user_error
 from streamgauge.transforms.rows import RowSpec
 from streamgauge.transforms.sinks import questdb_sql as sql
-from streamgauge.transforms.sinks.base import SinkError
-from streamgauge.transforms.sinks.rows_util import RETRY_SECONDS, describe_key, from_plain, plain_type, retrying, to_plain
+from streamgauge.transforms.sinks.base import Rejected, SinkError
+from streamgauge.transforms.sinks.rows_util import REQUEST_SECONDS, RefusedError, from_plain, patience, plain_type, retrying, sift, to_plain
 
 _LAST_TIME = 253_402_300_799_999_999
 """9999-12-31T23:59:59.999999Z in microseconds: QuestDB's last designated timestamp; its first is 1970-01-01."""
@@ -23,6 +25,15 @@ _NULL_LONG = -(2**63)
 
 _REFUSED_BY_CLIENT = ("BadDataFrame", "InvalidTimestamp", "InvalidUtf8")
 """The client's errors about what rows hold, as against errors of the connection."""
+_REFUSED_BY_SERVER = re.compile(r'code"?: ?"?invalid')
+_LINE = re.compile(r"error in line (\d+)")
+"""In the message, which has the server's JSON as it came or in words. A line is a row, counted from 1."""
+_CLIENT_SECONDS = REQUEST_SECONDS / 2
+"""The client's time-out holds once for sending and once for the answer."""
+_REQUEST_BYTES = 8 * 2**20
+"""Of rows in Arrow's form: a request that a server takes in a fraction of its time-out."""
+_LARGEST_BYTES = 64 * 2**20
+"""Of a request; below what client (100 MiB) and server (256 MiB a text) are made for."""
 
 
 class QuestDbOptions(Config):
@@ -44,12 +55,8 @@ class QuestDbOptions(Config):
         return url.rstrip("/")
 
 
-class RefusedError(ValueError):
-    """The server or its client refuses rows for what they hold."""
-
-
 class QuestDb:
-    """Sends rows in one request a write, which the server answers when they are in its write-ahead log.
+    """Sends rows in one request a write (a few for many megabytes), which the server answers when they are in its write-ahead log.
 
     Delivery: effectively once, for whoever reads ``TABLE``. QuestDB cannot upsert on a condition: DEDUP replaces whole rows, so
     a worker that wakes up after its replacement took over could put old rows over new ones. Hence a read-side rule. Rows go to
@@ -58,12 +65,16 @@ class QuestDb:
     and one for each correction), however often it is emitted, and a final number is never overwritten by another
     one. ``TABLE`` is a view of the highest ``_version`` of each key; filters on time and dimensions, SAMPLE BY and LATEST ON
     work on it as on a table (tried with 9.3.4; older servers may have no views). Other than in the conditional stores, an early
-    row of a higher revision does not hide a final one. Rows survive the server's death; a power cut only with its
-    ``cairo.commit.mode=sync``.
+    row of a higher revision does not hide a final one, and an early row from a worker that wakes up stands until the next row of its
+    key. Rows survive the server's death; a power cut only with its ``cairo.commit.mode=sync``.
+
+    A connection that is refused, reset or silent and an HTTP error of the server are tried again for 30 s, each time with a time-out of
+    10 s; a request whose answer was lost may come twice, a part of one may be stored: DEDUP makes that no matter.
 
     Columns: text dimensions and booleans are SYMBOL, other text VARCHAR, integers LONG, floats DOUBLE, timestamps TIMESTAMP,
     bytes base64, dates, uint64, decimals and lists text; characters that QuestDB forbids in names become ``_``. The smallest int64,
-    NaN and infinities are QuestDB's null. Rows it cannot hold: a time before 1970 or after 9999, the smallest int64 in a key.
+    NaN and infinities are QuestDB's null. Rows it can never take: a time before 1970 or after 9999, the smallest int64 in a key,
+    more than 64 MiB, and what the server refuses for a column's type, when someone changed the table.
     Dead letters are refused: their key lacks the time, which DEDUP needs, so a replay would store them twice.
     """
 
@@ -89,18 +100,22 @@ class QuestDb:
             )
         _client()
         layout = sql.Layout.of(self._table, schema, rows)
-        self._server.create(layout)
+        with patience():
+            self._server.create(layout)
         self._server.close()  # QuestDB has 256 connections by default: a worker keeps one, for writing
         self._layout = layout
 
-    def write(self, batch: pa.Table) -> None:
+    def write(self, batch: pa.Table) -> list[Rejected]:
         assert self._layout is not None, "open() first"
-        rejected = self._store(batch.cast(self._layout.schema), self._layout)
-        if rejected:
-            rows, why = rejected[0]
-            others = sum(len(part) for part, _ in rejected) - 1
-            more = f" (and {others} more)" if others else ""
-            raise ValueError(f"{self.name} can never take the row {describe_key(rows, self._layout.rows)}{more}: {why}")
+        batch = batch.cast(self._layout.schema)
+        bad = _unstorable(batch, self._layout.rows)
+        unstorable = batch.filter(bad)
+        why = "its time is not within the years 1970 to 9999, or a key holds the smallest int64, QuestDB's null"
+        rejected = [Rejected(unstorable, why, "out_of_range")] if len(unstorable) else []
+        with patience():
+            for part in _requests(batch.filter(pc.invert(bad))):
+                rejected += sift(part, self._send)
+        return rejected
 
     def close(self) -> None:
         self._disconnect()
@@ -114,56 +129,45 @@ class QuestDb:
         schema, names = self._layout.schema, self._layout.names
         return pa.table([_restore(found[names[field.name]], field.type) for field in schema], schema=schema)
 
-    def _store(self, batch: pa.Table, layout: sql.Layout) -> list[tuple[pa.Table, str]]:
-        """Stores what can be stored; returns the other rows with the reason."""
-        bad = _unstorable(batch, layout.rows)
-        refused = batch.filter(bad)
-        why = "its time is not within the years 1970 to 9999, or a key holds the smallest int64, QuestDB's null"
-        return ([(refused, why)] if len(refused) else []) + self._send_or_split(batch.filter(pc.invert(bad)), layout)
-
-    def _send_or_split(self, batch: pa.Table, layout: sql.Layout) -> list[tuple[pa.Table, str]]:
-        """Sends the rows; when the server refuses them for what they hold, finds the guilty ones by halving."""
-        if len(batch) == 0:
-            return []
-        try:
-            self._send(batch, layout)
-        except RefusedError as error:
-            if len(batch) == 1:
-                return [(batch, str(error))]
-            half = len(batch) // 2
-            return self._send_or_split(batch.slice(0, half), layout) + self._send_or_split(batch.slice(half), layout)
-        return []
-
-    def _send(self, batch: pa.Table, layout: sql.Layout) -> None:
-        """One request, repeated while the server may still take it."""
+    def _send(self, batch: pa.Table) -> None:
+        """One request, repeated while the server may still take it. Raises RefusedError when it refuses the rows for what they hold."""
+        assert self._layout is not None
         questdb, pandas = _client()
-        frame = _outgoing(batch, layout).to_pandas(types_mapper=pandas.ArrowDtype)
-        for_good = {questdb.QuestDBErrorCode[name] for name in _REFUSED_BY_CLIENT}
+        frame = _outgoing(batch, self._layout).to_pandas(types_mapper=pandas.ArrowDtype)
+        codes = questdb.QuestDBErrorCode
+        by_client = {codes[name] for name in _REFUSED_BY_CLIENT}
 
-        def refused(error: BaseException) -> bool:
-            return error.code in for_good or '"code":"invalid"' in str(error)  # type: ignore[attr-defined]
+        def refused(error: Any) -> bool:
+            return error.code in by_client or _REFUSED_BY_SERVER.search(str(error)) is not None
 
-        def attempt() -> None:
-            if self._sender is None:
-                self._sender = self._connect(questdb)
-            # All text goes as string fields, which the server converts to symbols: its symbol syntax has no empty text and no NUL.
-            self._sender.dataframe(frame, table_name=layout.store, symbols=False, at=layout.names[layout.rows.time])
-            self._sender.flush()
+        def may_pass(error: Any) -> bool:
+            return isinstance(error, questdb.QuestDBError) and error.code != codes.AuthError and not refused(error)
 
-        try:
-            retrying(lambda error: isinstance(error, questdb.QuestDBError) and not refused(error), RETRY_SECONDS)(attempt)
-        except questdb.QuestDBError as error:
-            text = str(error).partition("\n")[0]
-            if refused(error):
-                raise RefusedError(text) from None
-            self._disconnect()
-            raise SinkError(f"{self.name}: {text} (tried for {RETRY_SECONDS:g} s)") from None
+        with patience() as until:
+            try:
+                if self._sender is None:
+                    self._sender = self._connect(questdb)
+                request = self._sender.new_buffer()
+                # All text goes as string fields, which the server converts to symbols: its symbol syntax has no empty text and no NUL.
+                request.dataframe(frame, table_name=self._layout.store, symbols=False, at=self._layout.names[self._layout.rows.time])
+                if len(request) > _LARGEST_BYTES:
+                    raise RefusedError(f"it has {len(request)} bytes as a line, more than {_LARGEST_BYTES}", "too_large")
+                retrying(may_pass)(self._sender.flush, request)
+            except questdb.QuestDBError as error:
+                text = str(error).partition("\n")[0]
+                if refused(error):
+                    line = _LINE.search(text)
+                    raise RefusedError(text, at=int(line[1]) - 1 if line and int(line[1]) <= len(batch) else None) from None
+                self._disconnect()
+                raise SinkError(f"{self.name}: {text}, {until}") from None
 
     def _connect(self, questdb: Any) -> Any:
         """A sender without the client's own retries, which leave out a refused connection."""
         address = f"{self._url.scheme}::addr={self._url.hostname}:{self._url.port or sql.PORT}"
         account = {"username": self._url.username, "password": self._url.password} if self._url.username else {}
-        sender = questdb.Sender.from_conf(f"{address};protocol_version=2;auto_flush=off;retry_timeout=0;", **account)
+        # Without its allowance of time by the size of the request, which would be minutes.
+        timeouts = f"request_timeout={_CLIENT_SECONDS * 1000:.0f};request_min_throughput=0;"
+        sender = questdb.Sender.from_conf(f"{address};protocol_version=2;auto_flush=off;retry_timeout=0;{timeouts}", **account)
         sender.establish()
         return sender
 
@@ -180,6 +184,13 @@ def _client() -> tuple[Any, Any]:
     except ImportError as error:
         raise SinkError(f"writing to QuestDB needs the package {error.name}; run: pip install 'streamgauge[questdb]'") from None
     return questdb, pandas
+
+
+def _requests(batch: pa.Table) -> Iterator[pa.Table]:
+    """The rows in parts of about _REQUEST_BYTES."""
+    rows = max(1, len(batch) * _REQUEST_BYTES // max(batch.nbytes, 1))
+    for start in range(0, len(batch), rows):
+        yield batch.slice(start, rows)
 
 
 def _unstorable(batch: pa.Table, rows: RowSpec) -> pa.ChunkedArray:

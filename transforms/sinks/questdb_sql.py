@@ -13,14 +13,15 @@ import pyarrow as pa
 
 from streamgauge.transforms.rows import RowSpec
 from streamgauge.transforms.sinks.base import SinkError
-from streamgauge.transforms.sinks.rows_util import RETRY_SECONDS, plain_type, retrying, unique_ignoring_case
+from streamgauge.transforms.sinks.rows_util import REQUEST_SECONDS, RETRY_SECONDS, patience, plain_type, retrying, unique_ignoring_case
 
 PORT = 9000
 VERSION = "_version"
 _STORE_SUFFIX = "_versions"
 _FORBIDDEN = re.compile(r"[^\w ]")
 _VERSION_DIGITS = 19
-_TIMEOUT_SECONDS = 30.0
+_READ_SECONDS = 30.0
+"""A view over many rows takes its time; no bundle waits for it."""
 _POLL_SECONDS = 0.02
 _TRY_AGAIN = {500, 502, 503, 504}
 
@@ -150,17 +151,19 @@ class Server:
             self._pool.clear()
             self._pool = None
 
-    def query(self, statement: str) -> dict[str, Any]:
-        """The server's answer. Raises QueryError when it refuses, SinkError when it does not answer for 30 s."""
+    def query(self, statement: str, seconds: float | None = None) -> dict[str, Any]:
+        """The server's answer, for each try of which it has ``seconds`` (REQUEST_SECONDS). Raises QueryError when it refuses, SinkError when it does not
+        answer within the surrounding :func:`patience`."""
         import urllib3
 
         if self._pool is None:
-            self._pool = urllib3.PoolManager(retries=False, timeout=_TIMEOUT_SECONDS)
+            self._pool = urllib3.PoolManager(retries=False)
         headers = urllib3.make_headers(basic_auth=self._account)
-        try:
-            answer = retrying(_transient, RETRY_SECONDS)(self._request, statement, headers)
-        except (urllib3.exceptions.HTTPError, _UnavailableError) as error:
-            raise SinkError(f"{self.name}: no answer from QuestDB for {RETRY_SECONDS:g} s: {error}") from None
+        with patience() as until:
+            try:
+                answer = retrying(_transient)(self._request, statement, headers, seconds or REQUEST_SECONDS)
+            except (urllib3.exceptions.HTTPError, _UnavailableError) as error:
+                raise SinkError(f"{self.name}: no answer from QuestDB, {until}: {error}") from None
         try:
             # Control characters come unescaped from some versions.
             found: dict[str, Any] = json.loads(answer.data, strict=False)
@@ -170,8 +173,12 @@ class Server:
             raise QueryError(found["error"].strip())
         return found
 
-    def _request(self, statement: str, headers: dict[str, str]) -> Any:
-        answer = self._pool.request("GET", self._url, fields={"query": statement}, headers=headers)
+    def _request(self, statement: str, headers: dict[str, str], seconds: float) -> Any:
+        import urllib3
+
+        answer = self._pool.request(
+            "GET", self._url, fields={"query": statement}, headers=headers, timeout=urllib3.Timeout(total=seconds)
+        )
         if answer.status in _TRY_AGAIN:
             raise _UnavailableError(f"HTTP {answer.status}")
         return answer
@@ -182,7 +189,10 @@ class Server:
         return {column["name"]: column["type"] for column in answer["columns"]} if answer else None
 
     def create(self, layout: Layout) -> None:
-        """Makes table and view when they are not there. Raises ValueError when others are."""
+        """Makes table and view when they are not there. Raises ValueError when others are.
+
+        The caller surrounds it with :func:`patience`, since it is several statements.
+        """
         self._ensure(layout.store, layout.create_store(), layout.store_columns())
         self._ensure(layout.table, layout.create_view(), layout.columns())
         shown = self._if_exists(f"SELECT \"column\" FROM (SHOW COLUMNS FROM {quote(layout.store)}) WHERE upsertKey") or {"dataset": []}
@@ -222,7 +232,7 @@ class Server:
         self._wait_until_applied(table + _STORE_SUFFIX)
         listed = ", ".join(f"{quote(name)}::long {quote(name)}" if kind == "TIMESTAMP" else quote(name) for name, kind in types.items())
         try:
-            found = self.query(f"SELECT {listed} FROM {quote(table)}")["dataset"]
+            found = self.query(f"SELECT {listed} FROM {quote(table)}", _READ_SECONDS)["dataset"]
         except QueryError as error:
             raise SinkError(f"{self.name}: {error}") from None
         values = [list(column) for column in zip(*found, strict=True)] or [[] for _ in types]

@@ -1,9 +1,12 @@
-"""What sinks share: the revision rule on whole tables, plain columns for stores with few types, bounded retries."""
+"""What sinks share: bounded retries, finding bad rows, the revision rule on whole tables, plain columns for stores with few types."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 import pyarrow as pa
@@ -11,24 +14,115 @@ import pyarrow.compute as pc
 import tenacity
 
 from streamgauge.transforms.rows import RowSpec
+from streamgauge.transforms.sinks.base import Rejected, SinkError
 
 RETRY_SECONDS = 30.0
-"""How long a write keeps trying before its bundle fails and Beam tries it again."""
+"""How long a sink keeps trying before its bundle fails and the runner tries it again."""
+REQUEST_SECONDS = RETRY_SECONDS / 3
+"""How long one request may take: no try begins after RETRY_SECONDS, so that the two add up."""
+GIVE_UP_SECONDS = RETRY_SECONDS + REQUEST_SECONDS
+"""When a store that does not answer has failed the bundle: two thirds of a job's checkpoint time-out (a minute), so that the failure shows
+as the store's and not as the checkpoint's."""
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.01, 1.0
 """Seconds."""
+_SMALL_ROWS = 1_000
+"""A part that is cheap to send again."""
 _BELOW_ALL = -(2**63)
 
 
-def retrying(again: Callable[[BaseException], bool], seconds: float = RETRY_SECONDS) -> tenacity.Retrying:
-    """Calls again what failed with an error that ``again`` accepts, with exponential back-off and jitter, for ``seconds``;
-    then the last error is raised."""
+class Patience:
+    """A stretch of trying; as text, for messages, how long it has been."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.seconds = RETRY_SECONDS
+
+    def left(self) -> float:
+        """Seconds, 0 or more."""
+        return max(0.0, self.began + self.seconds - time.monotonic())
+
+    def __str__(self) -> str:
+        return f"tried for {time.monotonic() - self.began:.1f} s"
+
+
+_patience: ContextVar[Patience | None] = ContextVar("patience", default=None)
+
+
+@contextmanager
+def patience() -> Iterator[Patience]:
+    """All that is retried within it gives up together, RETRY_SECONDS after it was entered; within another one, that one counts."""
+    current = _patience.get()
+    if current is not None:
+        yield current
+        return
+    token = _patience.set(Patience())
+    try:
+        yield _patience.get()  # type: ignore[misc]
+    finally:
+        _patience.reset(token)
+
+
+def retrying(again: Callable[[BaseException], bool]) -> tenacity.Retrying:
+    """Calls again what failed with an error that ``again`` accepts, with exponential back-off and jitter, until the surrounding
+    :func:`patience` (without one: RETRY_SECONDS from now) is at its end; then the last error is raised. There is one try at least,
+    and the last one begins before the end."""
+    until = _patience.get() or Patience()
+    pause = tenacity.wait_random_exponential(multiplier=_FIRST_WAIT, max=_LONGEST_WAIT)
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(again),
-        wait=tenacity.wait_random_exponential(multiplier=_FIRST_WAIT, max=_LONGEST_WAIT),
-        stop=tenacity.stop_after_delay(seconds),
+        wait=lambda state: min(pause(state), until.left()),
+        stop=lambda state: until.left() == 0,
         reraise=True,
     )
+
+
+class RefusedError(ValueError):
+    """The store refuses rows for what they hold: trying again cannot help. ``error_type`` as in :class:`Rejected`; ``at`` is the
+    number of the row that the store names, from 0."""
+
+    def __init__(self, reason: str, error_type: str = "refused", at: int | None = None) -> None:
+        super().__init__(reason)
+        self.error_type = error_type
+        self.at = at
+
+
+def sift(batch: pa.Table, store: Callable[[pa.Table], None]) -> list[Rejected]:
+    """Stores the rows that ``store`` takes, all at once where it can; finds the others, for which it raises RefusedError, by halving, and
+    by the row that the store names once the parts are small. A row is rejected only when it is refused alone.
+
+    Raises SinkError when they are too many to be told apart within the surrounding :func:`patience`: then it is the table that is wrong.
+
+    >>> def store(rows):
+    ...     if 3 in rows["n"].to_pylist():
+    ...         raise RefusedError("no threes")
+    >>> [(part.rows["n"].to_pylist(), part.reason) for part in sift(pa.table({"n": [1, 2, 3, 4]}), store)]
+    [([3], 'no threes')]
+    """
+    rejected = []
+    with patience() as until:
+        todo = [batch]
+        while todo:
+            part = todo.pop()
+            try:
+                if len(part):
+                    store(part)
+            except RefusedError as error:
+                if len(part) == 1:
+                    rejected.append(Rejected(part, str(error), error.error_type))
+                elif until.left() == 0:
+                    raise SinkError(f"so many rows are refused that they could not be told apart ({until}); one of the reasons: {error}") from None
+                else:
+                    todo += reversed(_cut(part, error.at))
+    return rejected
+
+
+def _cut(rows: pa.Table, at: int | None) -> list[pa.Table]:
+    """Around the row that is said to be refused, unless what is behind it is so much that it should not be sent again for each one."""
+    if at is None or not 0 <= at < len(rows) <= _SMALL_ROWS:
+        half = len(rows) // 2
+        return [rows.slice(0, half), rows.slice(half)]
+    return [rows.slice(0, at), rows.slice(at, 1), rows.slice(at + 1)]
 
 
 def latest(table: pa.Table, rows: RowSpec) -> pa.Table:

@@ -13,13 +13,15 @@ from pydantic import Field
 
 from streamgauge.transforms.config import Config
 from streamgauge.transforms.rows import RowSpec
-from streamgauge.transforms.sinks.base import SinkError
+from streamgauge.transforms.sinks.base import Rejected, SinkError
 from streamgauge.transforms.sinks.rows_util import (
-    RETRY_SECONDS,
+    RefusedError,
     difference,
     from_plain,
+    patience,
     plain_type,
     retrying,
+    sift,
     to_plain,
     unique_ignoring_case,
 )
@@ -27,6 +29,11 @@ from streamgauge.transforms.sinks.rows_util import (
 _DECLARED = {pa.int64(): "INTEGER", pa.float64(): "REAL", pa.bool_(): "BOOLEAN", pa.string(): "TEXT", pa.binary(): "BLOB"}
 _TABLES = "streamgauge_tables"
 """Our table of tables: the Arrow schema of each, so that rows are read back with the types they were written with."""
+
+_BUSY_SECONDS = 1.0
+"""How long SQLite itself waits for a lock, in steps as short as the lock is short; after that it is our back-off."""
+_PASSING = ("locked", "busy", "disk is full", "disk I/O error", "unable to open", "out of memory")
+"""In the messages of errors that may pass: their numbers are known from Python 3.11 on only."""
 
 
 class SqliteOptions(Config):
@@ -43,9 +50,13 @@ class Sqlite:
 
     Delivery: effectively once. The unique index over the key and the condition on the upsert make a replay, and a worker that
     wakes up after its replacement took over, leave newer rows as they are. ``synchronous=FULL`` and not NORMAL: in WAL mode
-    NORMAL may lose the last transactions in a power cut, after Flink's checkpoint already counted on them.
+    NORMAL may lose the last transactions in a power cut, after Flink's checkpoint already counted on them. A worker frozen in the
+    middle of a transaction holds SQLite's write lock: the others fail their bundles until it wakes up or dies, and lose nothing.
 
-    Columns: integers as INTEGER, floats as REAL (SQLite turns NaN into NULL, infinities stay), booleans as 0 and 1,
+    Waits for locks, and for room on a full disk, for 30 s; a file that is read-only fails at once. Rows it can never take: those larger
+    than SQLite's limit (a gigabyte), and those that a constraint or trigger of the user's own refuses.
+
+    Columns: integers as INTEGER, floats as REAL (SQLite turns NaN into NULL and -0.0 into 0.0, infinities stay), booleans as 0 and 1,
     timestamps as TEXT ``2013-01-01T05:00:00.000000Z`` that reads well, sorts as time and suits SQLite's date functions,
     dates as ``2013-01-01``, uint64 and decimals as TEXT, lists and structs as JSON text.
     """
@@ -72,13 +83,31 @@ class Sqlite:
         with self._errors():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = self._connect()
-            with self._transaction() as connection:
-                self._create(connection, columns, rows.attach(schema), rows)
+            retrying(_may_pass)(self._create, columns, rows.attach(schema), rows)
 
-    def write(self, batch: pa.Table) -> None:
-        columns = [to_plain(column).to_pylist() for column in batch.columns]
-        with self._errors(), self._transaction() as connection:
-            connection.executemany(self._upsert, zip(*columns, strict=True))
+    def write(self, batch: pa.Table) -> list[Rejected]:
+        with self._errors():
+            return sift(batch, self._store)
+
+    def _store(self, batch: pa.Table) -> None:
+        rows = list(zip(*(to_plain(column).to_pylist() for column in batch.columns), strict=True))
+        at = 0
+
+        def counted() -> Iterator[tuple[object, ...]]:
+            nonlocal at
+            for at, row in enumerate(rows):  # noqa: B007
+                yield row
+
+        def attempt() -> None:
+            with self._transaction() as connection:
+                connection.executemany(self._upsert, counted())
+
+        try:
+            retrying(_may_pass)(attempt)
+        except (sqlite3.DataError, OverflowError) as error:
+            raise RefusedError(str(error), "too_large", at) from None
+        except sqlite3.IntegrityError as error:
+            raise RefusedError(str(error), at=at) from None
 
     def close(self) -> None:
         if self._connection is not None:
@@ -106,7 +135,11 @@ class Sqlite:
         columns = list(zip(*found, strict=True)) or [()] * len(schema)
         return pa.table([_column(values, field.type) for values, field in zip(columns, schema, strict=True)], schema=schema)
 
-    def _create(self, connection: sqlite3.Connection, columns: dict[str, str], schema: pa.Schema, rows: RowSpec) -> None:
+    def _create(self, columns: dict[str, str], schema: pa.Schema, rows: RowSpec) -> None:
+        with self._transaction() as connection:
+            self._create_in(connection, columns, schema, rows)
+
+    def _create_in(self, connection: sqlite3.Connection, columns: dict[str, str], schema: pa.Schema, rows: RowSpec) -> None:
         connection.execute(f"CREATE TABLE IF NOT EXISTS {_TABLES} (name TEXT PRIMARY KEY COLLATE NOCASE, arrow_schema BLOB NOT NULL)")
         stored = self._stored_schema(connection)
         if stored is not None:
@@ -129,10 +162,10 @@ class Sqlite:
 
     def _connect(self) -> sqlite3.Connection:
         # Beam may call a DoFn from several threads, though never at the same time.
-        connection = sqlite3.connect(self._path, timeout=RETRY_SECONDS, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
             # While another process makes the file, SQLite answers "locked" here at once and ignores its own timeout.
-            retrying(_locked)(connection.execute, "PRAGMA journal_mode=WAL")
+            retrying(_may_pass)(connection.execute, "PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
         except BaseException:
             connection.close()
@@ -146,22 +179,25 @@ class Sqlite:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield self._connection
+            self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            # On a full disk and the like SQLite has rolled back by itself.
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
             raise
-        self._connection.execute("COMMIT")
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            hint = f" for {RETRY_SECONDS:g} s by another writer" if _locked(error) else ""
-            raise SinkError(f"{self.name}: {error}{hint} ({self._path})") from None
+        with patience() as until:
+            try:
+                yield
+            except (sqlite3.Error, OSError) as error:
+                hint = " by another writer" if "locked" in str(error) else ""
+                raise SinkError(f"{self.name}: {error}{hint}, {until} ({self._path})") from None
 
 
-def _locked(error: BaseException) -> bool:
-    return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and any(text in str(error) for text in _PASSING)
 
 
 def _quote(name: str) -> str:

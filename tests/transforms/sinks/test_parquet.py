@@ -1,7 +1,6 @@
 import fcntl
 import multiprocessing
 import pickle
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,10 +12,9 @@ from pydantic import ValidationError
 
 from streamgauge.transforms import dead_letter
 from streamgauge.transforms.rows import RowSpec
-from streamgauge.transforms.sinks import parquet
+from streamgauge.transforms.sinks import rows_util
 from streamgauge.transforms.sinks.base import SinkError
 from streamgauge.transforms.sinks.parquet import Parquet, ParquetOptions
-from streamgauge.transforms.sinks.rows_util import retrying
 from tests.transforms.sinks import cases
 
 
@@ -110,10 +108,10 @@ def test_a_held_lock_and_a_broken_file_are_named(tmp_path: Path, monkeypatch: py
     sink = opened(tmp_path)
     rows = cases.to_table([cases.result()])
     sink.write(rows)
-    monkeypatch.setattr(parquet, "retrying", partial(retrying, seconds=0.05))
+    monkeypatch.setattr(rows_util, "RETRY_SECONDS", 0.05)
     with (tmp_path / ".2013-01-01.parquet.lock").open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(SinkError, match="held the lock"):
+        with pytest.raises(SinkError, match="another process holds the lock"):
             sink.write(rows)
     (tmp_path / "2013-01-01.parquet").write_bytes(b"broken")
     with pytest.raises(SinkError, match=r"[Pp]arquet"):
@@ -134,6 +132,26 @@ def test_several_processes_write_at_once(tmp_path: Path) -> None:
     found = opened(tmp_path).read()
     assert {(row["revision"], row["count"]) for row in found.to_pylist()} == {(highest, highest)}
     assert len(found) == 30
+
+
+def test_refused_rows_of_many_keys_lie_in_few_files(tmp_path: Path) -> None:
+    sink = opened(tmp_path, dead_letter.SCHEMA)
+    keys = [f'{{"metric": "delay", "origin": "{number}"}}' for number in range(500)]
+    rows = pa.Table.from_batches([dead_letter.dead_letters(
+        stage="write", source="sqlite:m.db/t", split=pa.array(keys), positions=pa.array([7] * 500), payloads=pa.array([b"{}"] * 500),
+        error_types=["refused"] * 500, messages=["no"] * 500,
+    )])
+    for _ in range(2):
+        sink.write(rows)
+    assert 32 <= len(files(tmp_path)) <= 64
+    assert sorted(sink.read()["split"].to_pylist()) == sorted(keys)
+
+
+def test_columns_that_parquet_cannot_hold(tmp_path: Path) -> None:
+    schema = cases.SCHEMA.append(pa.field("x", pa.struct([])))
+    with pytest.raises(ValueError, match=r"parquet:.* cannot hold these columns: .*struct"):
+        opened(tmp_path / "new", schema)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_key_without_time_and_position(tmp_path: Path) -> None:

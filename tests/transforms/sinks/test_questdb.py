@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from streamgauge.transforms import dead_letter
 from streamgauge.transforms.rows import RowSpec
-from streamgauge.transforms.sinks import questdb_sql
+from streamgauge.transforms.sinks import rows_util
 from streamgauge.transforms.sinks.base import SinkError
 from streamgauge.transforms.sinks.questdb import QuestDb, QuestDbOptions
 from streamgauge.transforms.sinks.questdb_sql import Layout
@@ -61,8 +61,8 @@ def test_a_missing_client_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_server_that_is_down_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(questdb_sql, "RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(rows_util, "RETRY_SECONDS", 0.2)
     sink = pickle.loads(pickle.dumps(QuestDb(QuestDbOptions(url="http://user:secret@127.0.0.1:1", table="t"))))
-    with pytest.raises(SinkError, match=r"questdb:127.0.0.1:1/t: no answer from QuestDB for 0.2 s") as caught:
+    with pytest.raises(SinkError, match=r"questdb:127.0.0.1:1/t: no answer from QuestDB, tried for 0.2 s: ") as caught:
         sink.open(cases.SCHEMA, cases.ROWS)
     assert "secret" not in str(caught.value)

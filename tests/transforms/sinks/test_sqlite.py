@@ -33,7 +33,9 @@ def test_what_is_stored_is_what_the_rule_says(history: list) -> None:
         sink.close()
         found = Sqlite(SqliteOptions(path=str(Path(folder) / "deep" / "metrics.db"), table='od"d table')).read()
     assert found.schema.equals(cases.SCHEMA, check_metadata=True)
-    cases.same(cases.plain(found), cases.stored(history), as_null=math.isnan)
+    # SQLite keeps a whole REAL as an integer, which has no negative zero.
+    expected = [row if row["mean"] is None else row | {"mean": row["mean"] + 0.0} for row in cases.stored(history)]
+    cases.same(cases.plain(found), expected, as_null=math.isnan)
 
 
 def test_null_is_a_key_value_of_its_own(tmp_path: Path) -> None:
