@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.suite import Plan, run, servers
+from tests.faults.suite import Plan, kinds_of, run, servers
 from tests.faults.verdict import expected_rows, judge, stored_rows
 from tests.faults.workload import TOPIC, Workload, produce
 
@@ -15,13 +15,15 @@ pytestmark = pytest.mark.integration
 EVENTS = 200_000
 
 
-def test_a_job_survives_its_servers_and_its_network(tmp_path: Path) -> None:
-    plan = Plan(seed=1, faults=3, events=EVENTS, cluster="embedded", kinds=["kafka-restart", "questdb-restart", "network-cut"], pace_s=10.0, limit_s=200.0)
+@pytest.mark.timeout(420)
+def test_a_job_on_a_cluster_survives_the_death_of_its_parts(tmp_path: Path) -> None:
+    """One short seed; docs/reliability.md has long ones."""
+    plan = Plan(seed=101, faults=5, events=EVENTS, cluster="cluster", kinds=kinds_of("cluster"), pace_s=20.0, limit_s=290.0)
     lines: list[str] = []
     result, verdict = run(plan, tmp_path, lines.append)
+    print("\n".join(lines))
     assert result.verdict == "PASS", "\n".join([*lines, str(verdict)])
-    assert sorted(result.kinds) == sorted(plan.kinds)
-    assert result.rows > 10_000
+    assert len(result.kinds) == 5 and result.rows > 10_000
 
 
 def test_the_topic_holds_the_stream_and_an_empty_store_fails(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from streamgauge.pipelines import cli
 from streamgauge.pipelines.job import JobError, load_job
+from streamgauge.pipelines.run_cluster import Launch
 from streamgauge.pipelines.services import stack
 from streamgauge.pipelines.services.errors import ServiceError
 from streamgauge.transforms.record import JobRecord
@@ -48,7 +49,21 @@ def test_run_passes_its_options_on_and_those_of_beam_too(monkeypatch: pytest.Mon
     code = cli.main(["run", str(METRICS), "--set", "events=7", "--runner", "flink", "--flink", "h:1", "--fresh", "--json", "--parallelism=3", "--foo", "bar"])
     job = seen.pop("job")
     assert code == 0 and job.name == "metrics" and job.reads[0].source.options.events == 7
-    assert seen == {"runner": "flink", "flink": "h:1", "fresh": True, "json_lines": True, "options": ["--parallelism=3", "--foo", "bar"]}
+    assert seen == {"runner": "flink", "flink": "h:1", "fresh": True, "json_lines": True, "options": ["--parallelism=3", "--foo", "bar"], "launch": Launch()}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--detach",), "--detach, --from and --drop-state are for a Flink cluster; name it with --flink HOST:PORT"),
+        (("--flink", "h:1", "--fresh", "--from", "x"), "--fresh starts anew and --from resumes; leave one of them out"),
+        (("--replay", "--fresh"), "--replay reads from recorded positions; leave --fresh and --from out"),
+    ],
+)
+def test_run_refuses_options_that_contradict_each_other(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str) -> None:
+    ran(monkeypatch, 0)
+    assert cli.main(["run", str(METRICS), *options]) == 2
+    assert capsys.readouterr().err == f"{message}\n"
 
 
 @pytest.mark.parametrize(
@@ -119,12 +134,12 @@ def test_drain_asks_the_readers_to_end(here: Path, capsys: pytest.CaptureFixture
 def test_stack_starts_stops_and_tells(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     calls: list[Any] = []
     running = stack.Server("kafka", "running", pid=1, started=2.0, address="127.0.0.1:9092")
-    monkeypatch.setattr(stack, "up", lambda names, folder: calls.append(("up", names, folder)) or [running])
+    monkeypatch.setattr(stack, "up", lambda names, folder, sizes: calls.append(("up", names, folder, sizes)) or [running])
     monkeypatch.setattr(stack, "down", lambda names, folder: calls.append(("down", names, folder)) or [stack.Server("kafka", "stopped")])
     monkeypatch.setattr(stack, "status", lambda folder: calls.append(("status", folder)) or [stack.Server("kafka", "died", log="k.log")])
     assert cli.main(["stack", "up", "kafka"]) == cli.main(["stack", "down", "--folder", "f"]) == cli.main(["stack", "status"]) == 0
     folder = here / ".streamgauge/stack"
-    assert calls == [("up", ["kafka"], folder), ("down", ["kafka", "questdb"], Path("f")), ("status", folder)]
+    assert calls == [("up", ["kafka"], folder, stack.Sizes(1, 2)), ("down", ["kafka", "questdb", "flink"], Path("f")), ("status", folder)]
     assert capsys.readouterr().out.splitlines() == ["kafka      running  127.0.0.1:9092", "kafka      stopped", "kafka      died  (log: k.log)"]
     assert cli.main(["stack", "up", "kafka", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["address"] == "127.0.0.1:9092"
