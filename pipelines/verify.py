@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from streamgauge.pipelines.job import Job, JobError, Output, Step, origins
 from streamgauge.pipelines.job_flow import event_sources
+from streamgauge.pipelines.run_state import REPLAY_POINT
 from streamgauge.pipelines.verify_compare import (
     Comparison,
     compare_late,
@@ -101,6 +102,11 @@ def verify_job(job: Job, record_folder: Path | None = None, say: Say = lambda te
     folder = record_folder or job.record_folder
     record = JobRecord(folder)
     _can_verify(job)
+    if (folder.parent / REPLAY_POINT).exists():
+        raise JobError(
+            f"{job.name}: its last run was a replay, which read a part of the input only, beside what earlier runs had stored; verify can check a run "
+            "that began at the beginning (run it with --fresh into another table)"
+        )
     sources = _sources(job, record, folder)
     verdict = Verdict()
     with tempfile.TemporaryDirectory(prefix="streamgauge-verify-") as scratch, duckdb.connect(f"{scratch}/verify.duckdb") as connection:

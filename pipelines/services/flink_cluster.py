@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from streamgauge.pipelines.services.server import JavaServer
 JOB_MANAGER = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
 TASK_MANAGER = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
 ZOOKEEPER = "org.apache.flink.shaded.zookeeper3.org.apache.zookeeper.server.ZooKeeperServerMain"
+_FORKED = "multiprocessing.forkserver"
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
 START_TIMEOUT_S = 120.0
 MIB = 2**20
@@ -258,11 +260,18 @@ def parts(folder: Path) -> list[Part]:
 
 
 def worker_pids(folder: Path) -> list[int]:
-    """Process ids of the Python workers of the cluster in ``folder``: grandchildren of its pool, by way of the process they are forked from."""
-    pool = next((part.pid for part in parts(folder) if part.name == "workers"), None)
-    if pool is None:
+    """Process ids of the Python workers of the cluster in ``folder``. Like all its processes they are in the group of its supervisor; they
+    are forked by a process that looks like them, and outlive the pool that had it start them."""
+    known = next((part.pid for part in parts(folder) if part.pid), None)
+    if known is None:
         return []
+    forked = {}
     try:
-        return [worker.pid for child in psutil.Process(pool).children() for worker in child.children()]
-    except psutil.Error:
+        group = os.getpgid(known)
+    except ProcessLookupError:
         return []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):  # it has ended, or is not ours to look at
+            if _FORKED in " ".join(process.cmdline()) and os.getpgid(process.pid) == group:
+                forked[process.pid] = process.ppid()
+    return sorted(pid for pid, parent in forked.items() if parent in forked)

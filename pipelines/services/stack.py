@@ -191,6 +191,7 @@ def _parts(name: str, base: Path) -> dict[str, str]:
     workers = flink_cluster.worker_pids(base / name)
     if workers:
         found["python workers"] = f"{len(workers)}: " + ", ".join(f"process {pid}" for pid in workers)
+    found["logs"] = str(base / name / "logs")
     return found
 
 

@@ -73,7 +73,7 @@ class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):  # type
 
 
 def run_worker(control_endpoint: str, worker_id: str) -> None:
-    """One worker, until its TaskManager hangs up; it dies with the pool."""
+    """One worker, until its TaskManager hangs up; it outlives the pool, but not the process that it was forked from."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
 from streamgauge.pipelines.services.flink_cluster import FlinkCluster
+from streamgauge.pipelines.services.questdb import QuestDbServer
 from tests.followed_job import KEYS, Feed, all_read, append, expected, finals, job, rows
 from tests.running import Command, until
 
@@ -157,6 +162,48 @@ def test_mistakes_are_told_in_a_line(cluster: FlinkCluster, tmp_path: Path) -> N
     assert "holds the state of steps that this job does not have" in refused and len(refused.splitlines()) == 1
     (Path(savepoint) / "_metadata").rename(Path(savepoint) / "moved")
     assert "has no file _metadata" in said(tmp_path, "resume", "m.yaml", *at, code=2)
+
+
+def test_a_store_that_is_away_is_named_and_nothing_is_lost(cluster: FlinkCluster, tmp_path: Path) -> None:
+    """Away for longer than a sink tries."""
+    at = ("--flink", cluster.address)
+    with QuestDbServer(tmp_path / "questdb") as questdb:
+        http, postgres = questdb.http_port, questdb.pg_port
+        job(tmp_path, to=f'{{questdb: {{url: "{questdb.url}", table: m}}}}')
+
+        def stored() -> list[tuple[object, ...]]:
+            sql = "SELECT window_start, key, n, total, final FROM m ORDER BY 1, 2"
+            with suppress(OSError), urllib.request.urlopen(f"{questdb.url}/exec?{urllib.parse.urlencode({'query': sql})}", timeout=10) as answer:
+                return [(*row[:4], int(row[4])) for row in json.loads(answer.read())["dataset"]]
+            return []
+
+        with Feed(tmp_path, 100) as feed:
+            said(tmp_path, "run", "m.yaml", *at, "--detach")
+            until(stored, "rows are stored")
+            questdb.stop()
+            until(lambda: "questdb:127.0.0.1" in said(tmp_path, "jobs", *at), "the job names its store")
+            assert "last restarted: questdb:127.0.0.1" in said(tmp_path, "jobs", *at)
+            questdb = QuestDbServer(tmp_path / "questdb", http, postgres)
+            with questdb:
+                feed.end()
+                until(lambda: all_read(tmp_path), "all is read")
+                assert "all windows are stored" in said(tmp_path, "stop", "m", "--drain", *at)
+                until(lambda: stored() == expected(feed.events), "QuestDB shows all rows", 20)
+
+
+def test_checkpoints_that_keep_failing_are_told_and_end_the_job(tmp_path: Path) -> None:
+    job(tmp_path)
+    patience = {"restart-strategy.exponential-delay.attempts-before-reset-backoff": 1}
+    with Feed(tmp_path, 100), FlinkCluster(tmp_path / "cluster", task_managers=1, slots=2, conf=patience) as cluster:
+        with Command(tmp_path, "run", "m.yaml", "--flink", cluster.address) as command:
+            until(lambda: finals(tmp_path), "a row is stored", of=command)
+            shutil.rmtree(cluster.checkpoints_folder)
+            cluster.checkpoints_folder.write_text("no folder any more")
+            assert command.wait() == 1
+            assert any("failed in a row" in line for line in command.lines), command.lines
+            assert command.lines[-1].startswith("m failed: ") and "heckpoint" in command.lines[-1]
+        listed = said(tmp_path, "jobs", "--flink", cluster.address)
+        assert "FAILED" in listed and "  failed: " in listed
 
 
 def test_a_cluster_comes_back_with_its_jobs(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One short seed of the fault suite (see scripts/faults), on an embedded Flink; and that its verdict can be FAIL."""
+"""One short seed of the fault suite (see scripts/faults), on a cluster; and that its verdict can be FAIL."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tests.faults.workload import TOPIC, Workload, produce
 
 pytestmark = pytest.mark.integration
 
-EVENTS = 200_000
+EVENTS, MORE_EVENTS = 200_000, 1_000_000
 
 
 @pytest.mark.timeout(420)
 def test_a_job_on_a_cluster_survives_the_death_of_its_parts(tmp_path: Path) -> None:
     """One short seed; docs/reliability.md has long ones."""
-    plan = Plan(seed=101, faults=5, events=EVENTS, cluster="cluster", kinds=kinds_of("cluster"), pace_s=20.0, limit_s=290.0)
+    plan = Plan(seed=101, faults=5, events=MORE_EVENTS, cluster="cluster", kinds=kinds_of("cluster"), pace_s=20.0, limit_s=290.0)
     lines: list[str] = []
     result, verdict = run(plan, tmp_path, lines.append)
     print("\n".join(lines))
