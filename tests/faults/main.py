@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--events", type=int, default=5_000_000, metavar="M", help="events in the topic (default %(default)s)")
     parser.add_argument("--flink", choices=("cluster", "embedded"), default="cluster", help="what runs the job (default %(default)s)")
     parser.add_argument("--kinds", type=_kinds, metavar="KIND,...", help=f"only these kinds of faults, of {', '.join(KINDS)}")
-    parser.add_argument("--pace", type=float, default=45.0, metavar="SECONDS", help="how long reading all events takes at least (default %(default)s)")
+    parser.add_argument("--pace", type=float, default=20.0, metavar="SECONDS", help="how long reading all events takes at least (default %(default)s)")
     parser.add_argument("--limit", type=float, default=420.0, metavar="SECONDS", help="for the job of one seed (default %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append a line of JSON for each seed")
     parser.add_argument("--page", type=Path, metavar="FILE", help="run nothing: write the results in --json as the table of this page")
