@@ -23,7 +23,7 @@ from streamgauge.pipelines.services.flink_rest import FlinkRest
 from streamgauge.pipelines.services.flink_submit import WORKERS_KEY
 from streamgauge.pipelines.services.java import java
 from streamgauge.pipelines.services.patches import cluster_jar, flink_jars
-from streamgauge.pipelines.services.process import HOST, Service, free_ports
+from streamgauge.pipelines.services.process import HOST, Service, lasting_ports, port_open
 from streamgauge.pipelines.services.server import JavaServer
 
 JOB_MANAGER = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
@@ -101,8 +101,10 @@ class FlinkCluster(JavaServer, FlinkRest):
         self.task_managers, self.slots = task_managers, slots
         self._heap, self._extra = heap_mib, dict(conf or {})
         self._detached, self._progress = detached, progress
-        spare, self._zookeeper_port, self.workers_port = free_ports(3)
+        spare, self._zookeeper_port, workers = lasting_ports(3)
         self.rest_port = rest_port or spare
+        # Jobs that the cluster comes back with know their workers by this address.
+        self.workers_port = _last_workers_port(self.folder) or workers
         self.checkpoints_folder = self.folder / "checkpoints"
         self.savepoints_folder = self.folder / "savepoints"
         self.logs_folder = self.folder / "logs"
@@ -121,6 +123,8 @@ class FlinkCluster(JavaServer, FlinkRest):
         """
         if self.running:
             return self
+        if port_open(self.workers_port):
+            raise ServiceError(f"Port {self.workers_port}, at which this cluster's jobs look for Python workers, is taken; stop who listens there.")
         shared = self._shared = ClassData("cluster", class_path(self._progress), record=not self._detached)
         conf = self.folder / "conf"
         for folder in (self.checkpoints_folder, self.savepoints_folder, self.logs_folder, conf, self.folder / "tmp", self.folder / "zookeeper"):
@@ -257,6 +261,15 @@ def parts(folder: Path) -> list[Part]:
     except FileNotFoundError:
         return []
     return [Part(name, state["pid"], state["restarts"], str(folder / "logs" / f"{name}.log")) for name, state in known.items()]
+
+
+def _last_workers_port(folder: Path) -> int | None:
+    """Where the pool of the cluster that was last started in ``folder`` listened."""
+    with suppress(FileNotFoundError):
+        for line in (folder / "conf" / "flink-conf.yaml").read_text().splitlines():
+            if line.startswith(f"{WORKERS_KEY}: "):
+                return int(line.rpartition(":")[2])
+    return None
 
 
 def worker_pids(folder: Path) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from typing import IO
 from streamgauge.pipelines.services.errors import ServiceError
 
 HOST = "127.0.0.1"
+BELOW_EPHEMERAL = range(15_000, 32_000)
 GUARD = Path(__file__).with_name("guard.py")
 POLL_S = 0.05
 TAIL_LINES = 15
@@ -31,6 +33,24 @@ def free_ports(count: int) -> list[int]:
         for sock in sockets:
             sock.bind((HOST, 0))
         return [sock.getsockname()[1] for sock in sockets]
+
+
+def lasting_ports(count: int) -> list[int]:
+    """As `free_ports`, below those that the kernel gives to outgoing connections: for servers that go and come back.
+
+    A server's port is free while it is down. From the kernel's range it might go to any client in between, even to the one that tries to reach
+    the server: a TCP connection to a port of one's own may connect to itself, and then the server cannot come back.
+    """
+    found: list[int] = []
+    with contextlib.ExitStack() as stack:
+        for port in random.sample(BELOW_EPHEMERAL, len(BELOW_EPHEMERAL)):
+            sock = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                sock.bind((HOST, port))
+                found.append(port)
+            if len(found) == count:
+                return found
+    raise ServiceError(f"There are no {count} free ports between {BELOW_EPHEMERAL[0]} and {BELOW_EPHEMERAL[-1]}.")
 
 
 def free_port() -> int:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import random
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from streamgauge.pipelines.services.kafka import KafkaServer
-from streamgauge.pipelines.services.process import HOST
+from streamgauge.pipelines.services.process import HOST, lasting_ports
 from streamgauge.pipelines.services.questdb import QuestDbServer
 from tests.faults.driver import drive
 from tests.faults.faults import EMBEDDED, KINDS
@@ -25,7 +24,6 @@ from tests.faults.workload import JOB_DISORDER_MS, TOPIC, WINDOW_MS, Workload, p
 from tests.running import Command
 
 JOB, TABLE = "faults", "faults"
-BELOW_EPHEMERAL = (15_000, 32_000)
 FETCH_BYTES = 1 << 19
 """Of one answer of the broker: those of the usual size would take seconds through the slowed network, and progress would jump."""
 BYTES_A_RECORD = 104
@@ -77,25 +75,6 @@ class Plan:
 def kinds_of(cluster: str) -> tuple[str, ...]:
     """The faults that a kind of cluster can be put through."""
     return EMBEDDED if cluster == "embedded" else tuple(KINDS)
-
-
-def lasting_ports(count: int) -> list[int]:
-    """Free TCP ports below those that the kernel gives to outgoing connections.
-
-    A server's port is free while the server is down. From the kernel's range it might go to any client in between, even to the
-    one that tries to reach the server: a TCP connection to a port of one's own may connect to itself, and then the server
-    cannot come back.
-    """
-    found: list[int] = []
-    with ExitStack() as stack:
-        for port in random.sample(range(*BELOW_EPHEMERAL), 100 * count):
-            bound = stack.enter_context(socket.socket())
-            with suppress(OSError):
-                bound.bind((HOST, port))
-                found.append(port)
-            if len(found) == count:
-                return found
-    raise RuntimeError(f"no {count} free ports between {BELOW_EPHEMERAL[0]} and {BELOW_EPHEMERAL[1]}")
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import pytest
 
 from tests.faults.main import main
 from tests.faults.report import END, START, Result, append, load, table
-from tests.faults.suite import BELOW_EPHEMERAL, lasting_ports
 
 ONE = Result(1, 1_000, "cluster", "final", ["pool-kill"], 61.2, 2, 90, 5, "PASS")
 
@@ -33,9 +32,3 @@ def test_mistakes_are_told(capsys: pytest.CaptureFixture[str]) -> None:
             main(wrong)
         assert raised.value.code == 2
     assert "there is no flood; the kinds are worker-kill" in capsys.readouterr().err
-
-
-def test_ports_are_different_and_not_the_kernels() -> None:
-    ports = lasting_ports(20)
-    assert len(set(ports)) == 20
-    assert max(ports) < BELOW_EPHEMERAL[1]

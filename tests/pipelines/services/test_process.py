@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from streamgauge.pipelines.services import ServiceError
-from streamgauge.pipelines.services.process import Service, free_port, free_ports, port_open
+from streamgauge.pipelines.services.process import BELOW_EPHEMERAL, Service, free_port, free_ports, lasting_ports, port_open
 
 SLEEP = [sys.executable, "-S", "-c", "import time; print('up', flush=True); time.sleep(60)"]
 STUBBORN = [
@@ -128,3 +128,9 @@ print(Service("S", {SLEEP!r}, pathlib.Path({str(tmp_path / "log")!r}), detached=
 
 def test_free_ports_differ() -> None:
     assert len(set(free_ports(50))) == 50
+
+
+def test_ports_are_different_and_not_the_kernels() -> None:
+    ports = lasting_ports(20)
+    assert len(set(ports)) == 20
+    assert max(ports) <= BELOW_EPHEMERAL[-1]

@@ -65,7 +65,7 @@ def locked(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**32))
 def test_the_files_are_right_whatever_fails(seed: int) -> None:
     random = Random(seed)

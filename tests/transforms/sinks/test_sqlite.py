@@ -23,7 +23,7 @@ def opened(folder: Path, schema: pa.Schema = cases.SCHEMA, table: str = "delay")
     return sink
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(cases.histories())
 def test_what_is_stored_is_what_the_rule_says(history: list) -> None:
     with TemporaryDirectory() as folder:

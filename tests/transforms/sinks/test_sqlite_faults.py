@@ -60,7 +60,7 @@ def refuse_poison(folder: Path) -> None:
         user.execute("CREATE TRIGGER rule BEFORE INSERT ON delay WHEN NEW.label = 'poison' BEGIN SELECT RAISE(ABORT, 'no poison'); END")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(0, 2**32))
 def test_the_table_is_right_whatever_fails(seed: int) -> None:
     random = Random(seed)
