@@ -19,6 +19,7 @@ from streamgauge.transforms.record import JobRecord
 
 POLL_SECONDS = 0.5
 LOG_LINES = 200
+_CUT_OFF = "Checkpoint Coordinator is suspending"
 OUTAGE_SECONDS = 180.0
 """A cluster that does not answer for so long is given up: a JobManager that died is back well before."""
 
@@ -117,14 +118,15 @@ class Follower:
 
 
 def failing(checkpoints: dict[str, Any]) -> tuple[int, str]:
-    """How many of the last checkpoints failed in a row, and why the last one did."""
-    count = 0
+    """How many of the last checkpoints failed in a row, and why the last one did. Those that a restart of the job cut off do not count."""
+    reasons = []
     for checkpoint in checkpoints.get("history") or []:
         if checkpoint["status"] == "COMPLETED":
             break
-        count += checkpoint["status"] == "FAILED"
-    latest = (checkpoints.get("latest") or {}).get("failed") or {}
-    return count, str(latest.get("failure_message") or "no reason given").partition("\n")[0] if count else ""
+        why = str(checkpoint.get("failure_message") or "no reason given").partition("\n")[0]
+        if checkpoint["status"] == "FAILED" and _CUT_OFF not in why:
+            reasons.append(why)
+    return len(reasons), reasons[0] if reasons else ""
 
 
 def note_watermark(flink: FlinkRest, job_id: str, record: JobRecord) -> None:

@@ -90,7 +90,7 @@ def _start(job: Job, folder: Path, address: str, flink: FlinkRest, launch: Launc
         pipeline = build(job, folder, streaming)
         job_id = submit(flink, pipeline, pipeline.options, restore.as_uri() if restore else None, allow_dropped=launch.allow_dropped)
     checkpoints = str(local_path(flink.cluster_configuration()["state.checkpoints.dir"]))
-    remember(folder, Run(job.fingerprint, False, address, job_id, checkpoints, parallelism))
+    remember(folder, Run(job.fingerprint, False, address, job_id, checkpoints, parallelism, restored_from=str(restore) if restore else None))
     how = f"resumed from {_kind(restore)} {restore.name}" if restore else "started anew"
     shown.say(f"{job.name}: {how} on {address} as job {job_id}, parallelism {parallelism}")
     return job_id

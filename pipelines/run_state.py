@@ -33,7 +33,7 @@ class Run:
         completed: whether it came to the end of its input.
         flink: HOST:PORT of the cluster; None: embedded.
         job_id: Flink's id. checkpoints: folder of its checkpoints. parallelism: as it ran. All three are known on a cluster only.
-        savepoint: path of the savepoint that it was stopped with.
+        savepoint: path of the savepoint that it was stopped with. restored_from: path of what it started from itself.
     """
 
     job: str
@@ -43,12 +43,15 @@ class Run:
     checkpoints: str | None = None
     parallelism: int | None = None
     savepoint: str | None = None
+    restored_from: str | None = None
 
     def newest(self) -> Path | None:
-        """What the next run resumes from: the savepoint it was stopped with, else its newest checkpoint; None if there is neither."""
+        """What the next run resumes from: the savepoint it was stopped with, else its newest checkpoint, else, when it came to none, what it
+        started from itself; None if there is nothing."""
         if self.savepoint is not None:
             return Path(self.savepoint)
-        return newest_checkpoint(Path(self.checkpoints) / self.job_id) if self.checkpoints and self.job_id else None
+        found = newest_checkpoint(Path(self.checkpoints) / self.job_id) if self.checkpoints and self.job_id else None
+        return found or (Path(self.restored_from) if self.restored_from else None)
 
 
 def last_run(folder: Path) -> Run | None:

@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import duckdb
 import psutil
 import pytest
 
 from streamgauge.pipelines.services.flink_cluster import FlinkCluster
+from streamgauge.pipelines.services.kafka import KafkaServer
 from streamgauge.pipelines.services.questdb import QuestDbServer
-from tests.followed_job import KEYS, Feed, all_read, append, expected, finals, job, rows
+from tests.followed_job import KEYS, START, Feed, all_read, append, expected, finals, job, rows
 from tests.running import Command, until
 
 pytestmark = pytest.mark.integration
@@ -189,6 +191,45 @@ def test_a_store_that_is_away_is_named_and_nothing_is_lost(cluster: FlinkCluster
                 until(lambda: all_read(tmp_path), "all is read")
                 assert "all windows are stored" in said(tmp_path, "stop", "m", "--drain", *at)
                 until(lambda: stored() == expected(feed.events), "QuestDB shows all rows", 20)
+
+
+def test_records_that_kafka_has_deleted_are_never_skipped_silently(cluster: FlinkCluster, tmp_path: Path) -> None:
+    """Deleted after the job was stopped, before it was resumed."""
+    from confluent_kafka import Producer, TopicPartition
+    from confluent_kafka.admin import AdminClient
+
+    at = ("--flink", cluster.address)
+    with KafkaServer(tmp_path / "kafka", progress=False) as kafka:
+        producer = Producer({"bootstrap.servers": kafka.brokers})
+
+        def send(first: int, end: int) -> None:
+            for number in range(first, end):
+                producer.produce("t", b'{"ts":%d,"key":"k","value":%d}' % (START + number, number), partition=0)
+            assert producer.flush(30) == 0
+
+        send(0, 5_000)
+        path = job(tmp_path)
+        reads = f'{{kafka: {{brokers: "{kafka.brokers}", topic: t}}}}'
+        path.write_text(path.read_text().replace('{files: {path: "in/*.ndjson", follow: true}}', reads))
+        said(tmp_path, "run", "m.yaml", *at, "--detach")
+        until(lambda: len(rows(tmp_path)) == 4, "four windows are closed")
+        said(tmp_path, "stop", "m", *at)
+        send(5_000, 9_000)
+        admin, place = AdminClient({"bootstrap.servers": kafka.brokers}), TopicPartition("t", 0, 7_000)
+        admin.delete_records([place])[place].result(30)
+
+        said(tmp_path, "resume", "m.yaml", *at)
+        lost = "the records from offset 5000 to 6999 were deleted before they were read (retention); set on_data_loss: earliest to go on without them"
+        until(lambda: lost in said(tmp_path, "jobs", *at), "the job says what is gone")
+        assert len(rows(tmp_path)) == 4
+        said(tmp_path, "cancel", "m", *at)
+        path.write_text(path.read_text().replace("topic: t}", "topic: t, on_data_loss: earliest}"))
+        said(tmp_path, "resume", "m.yaml", *at)  # it came to no checkpoint of its own: from the savepoint again
+        until(lambda: len(rows(tmp_path)) > 4, "a window is closed")
+        said(tmp_path, "stop", "m", "--drain", *at)
+    assert [row[2] for row in rows(tmp_path)] == [1000] * 5 + [1000] * 2
+    found = duckdb.sql(f"SELECT error_type, position, message FROM '{tmp_path}/.streamgauge/jobs/m/record/dead_letters/*.parquet'").fetchall()
+    assert [(kind, position) for kind, position, _ in found] == [("data_loss", 5000)] and "5000 to 6999" in found[0][2]
 
 
 def test_checkpoints_that_keep_failing_are_told_and_end_the_job(tmp_path: Path) -> None:

@@ -123,7 +123,9 @@ def test_fresh_starts_anew_and_a_changed_job_is_refused_without_it(tmp_path: Pat
     name = getattr(checkpoint(tmp_path), "name", None)
     with Command(tmp_path, "run", "m.yaml") as command:
         assert command.wait(30) == 2
-        assert command.lines == [f"m.yaml: the job has changed since checkpoint {name}; undo the change to resume, or start anew with --fresh"]
+        assert command.lines[0] == f"m.yaml: it has changed since {name} was made, and cannot start from it:"
+        assert "  AggregateWindows: window tumbling 1s -> tumbling 2s: open windows are of the old kind; replay" in command.err
+        assert command.lines[1:] == ["Undo the change, or start anew with --fresh"]
     path.write_text(path.read_text().replace("tumbling: 2s", "tumbling: 1s") + "# the same job with a comment\n")
     (tmp_path / "out" / "m.db").unlink()
     with Command(tmp_path, "run", "m.yaml", "--fresh") as command:

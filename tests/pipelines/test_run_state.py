@@ -55,7 +55,9 @@ def test_what_was_remembered_is_found_again(tmp_path: Path) -> None:
 def test_a_savepoint_goes_before_the_newest_complete_checkpoint(tmp_path: Path) -> None:
     run = Run("abc", job_id="j", checkpoints=str(tmp_path))
     assert run.newest() is None and newest_checkpoint(tmp_path / "j") is None
+    assert Run("abc", job_id="j", checkpoints=str(tmp_path), restored_from="/before").newest() == Path("/before")
     first = checkpoint(tmp_path / "j", 1)
+    assert Run("abc", job_id="j", checkpoints=str(tmp_path), restored_from="/before").newest() == first
     checkpoint(tmp_path / "j", 2, complete=False)
     assert run.newest() == first
     assert Run("abc", job_id="j", checkpoints=str(tmp_path), savepoint="/sp").newest() == Path("/sp")

@@ -77,9 +77,10 @@ def test_a_job_lives_until_flink_says_that_it_has_ended(answers: tuple[FlinkRest
 
 
 def test_failing_checkpoints_are_counted_since_the_last_good_one() -> None:
-    history = [{"status": status} for status in ("IN_PROGRESS", "FAILED", "FAILED", "COMPLETED", "FAILED")]
-    assert failing({"history": history, "latest": {"failed": {"failure_message": "no space\nat java"}}}) == (2, "no space")
-    assert failing({"history": history[3:], "latest": {"failed": {"failure_message": "old"}}}) == (0, "")
+    history = [{"status": status, "failure_message": "no space\nat java"} for status in ("IN_PROGRESS", "FAILED", "FAILED", "COMPLETED", "FAILED")]
+    assert failing({"history": history}) == (2, "no space")
+    assert failing({"history": [{"status": "FAILED", "failure_message": "Checkpoint Coordinator is suspending."}, *history]}) == (2, "no space")
+    assert failing({"history": history[3:]}) == (0, "")
     assert failing({}) == (0, "")
 
 
