@@ -49,6 +49,7 @@ def test_kafka_keeps_records_over_a_restart(tmp_path: Path, monkeypatch: pytest.
         errors = []
         producer = Producer({"bootstrap.servers": server.brokers, "message.max.bytes": 100_000})
         producer.produce("flights", b"small", on_delivery=lambda error, _: errors.append(error))
+        assert producer.flush(20) == 0  # a batch of both would be refused as a whole
         producer.produce("flights", os.urandom(9000), on_delivery=lambda error, _: errors.append(error))
         assert producer.flush(20) == 0
         assert [error is None for error in errors].count(True) == 1  # the extra property holds
