@@ -20,6 +20,7 @@ from streamgauge.pipelines.job import Job, load_job
 from streamgauge.pipelines.job_layout import layout_of
 from streamgauge.pipelines.services.errors import ServiceError
 from streamgauge.pipelines.services.flink import EmbeddedFlink, latest_checkpoint, silence_unknown_options
+from streamgauge.transforms.record import JobRecord
 from streamgauge.transforms.state_layout import Layout, earlier_partials, read_layouts, schema_of, write_layouts
 
 READ = """
@@ -298,8 +299,11 @@ def run_on_flink(job: Job, folder: Path, restore: Path | None, until_checkpoint:
             time.sleep(0.2)
             try:
                 job_id = job_id or next((str(each["jid"]) for each in flink.jobs()), None)
+                stored = any(values["final"] for values in JobRecord(folder / "record").all("sinks"))
                 if job_id and (
-                    flink.checkpoints(job_id)["counts"]["completed"] >= until_checkpoint if until_checkpoint else flink.at_end(job_id) and flink.checkpoint_now(job_id)
+                    stored and flink.checkpoints(job_id)["counts"]["completed"] >= until_checkpoint
+                    if until_checkpoint
+                    else flink.at_end(job_id) and flink.checkpoint_now(job_id)
                 ):
                     flink.cancel(job_id)
                     return
