@@ -321,6 +321,9 @@ def test_a_changed_job_resumes_from_a_checkpoint_exactly(tmp_path: Path) -> None
         text = text.replace("EVENTS", str(EVENTS)).replace("RATE", "rate: 12000," if streaming else "")
         return job_of(tmp_path, text.replace("STREAMING", "options: {streaming: true}" if streaming else ""))
 
+    whole = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([]))
+    expand_pipeline(whole, job(SECOND, MORE, "whole", streaming=False).spec)
+    whole.run().wait_until_finish()
     first = job(FIRST, "", "first")
     write_layouts(tmp_path / "layouts.json", [layout_of(first)])
     run_on_flink(first, tmp_path, None, 5, [])
@@ -330,9 +333,6 @@ def test_a_changed_job_resumes_from_a_checkpoint_exactly(tmp_path: Path) -> None
     assert {change.verdict for change in compare(layout_of(first), layout_of(second))} == {"resumes"}
     run_on_flink(second, tmp_path, checkpoint, None, [f"--earlier_layouts={tmp_path / 'layouts.json'}"])
 
-    whole = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([]))
-    expand_pipeline(whole, job(SECOND, MORE, "whole", streaming=False).spec)
-    whole.run().wait_until_finish()
     with closing(sqlite3.connect(tmp_path / "out.db")) as connection:
         rows = {
             table: connection.execute(f"SELECT window_start, host, number, round(avg, 3), round(sum_again, 1), events, final FROM {table} ORDER BY 1, 2").fetchall()
