@@ -36,7 +36,7 @@ from streamgauge.transforms.partials import RESULT_COLUMNS, Metric, Partials
 from streamgauge.transforms.record import JobRecord
 from streamgauge.transforms.replay import ReplayPoint
 from streamgauge.transforms.rows import RowSpec
-from streamgauge.transforms.stable_ids import full_label
+from streamgauge.transforms.stable_ids import full_label, own_timers
 from streamgauge.transforms.state_layout import earlier_partials
 from streamgauge.transforms.windows import WINDOWS
 from streamgauge.transforms.windows.base import Window
@@ -115,7 +115,7 @@ class AggregateWindows(beam.PTransform):  # type: ignore[misc]
         results = (
             reduced.partials
             | "Slices" >> beam.WindowInto(slices, allowed_lateness=BeamDuration(micros=options.lateness)).with_output_types(tuple[bytes, bytes])
-            | "Merge" >> beam.ParDo(MergeDoFn(metric, emit_every, earlier_partials(given.earlier_layouts, step)))
+            | "Merge" >> beam.ParDo(own_timers(MergeDoFn, step)(metric, emit_every, earlier_partials(given.earlier_layouts, step)))
         )
         results.element_type = BatchType(metric.result_schema)
         return {"results": results, "late": reduced.late} if options.late else results

@@ -40,6 +40,7 @@ from streamgauge.transforms.hashing import hash_rows, spread_key
 from streamgauge.transforms.options import StreamgaugeOptions
 from streamgauge.transforms.record import JobRecord
 from streamgauge.transforms.seen_ids import DUPLICATE, NEVER, NO_ID, UNJUDGED, SeenIds, ids_of, log_codec
+from streamgauge.transforms.stable_ids import full_label, own_timers
 
 MAX_HORIZON = 3_660 * MICROSECONDS["d"]
 UNUSED_SECONDS = 120.0
@@ -101,10 +102,11 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]
         schema = events.element_type.schema
         check_ids(self.options.by, schema)
         folder = events.pipeline.options.view_as(StreamgaugeOptions).record_folder
+        seen = own_timers(_SeenDoFn, full_label(events.pipeline))
         kept = (
             events
             | "Shards" >> beam.ParDo(_ShardDoFn(self.options, schema)).with_output_types(tuple[bytes, bytes])
-            | "Seen" >> beam.ParDo(_SeenDoFn(self.options, schema, folder, forgets=_keeps_time(events.pipeline.runner)))
+            | "Seen" >> beam.ParDo(seen(self.options, schema, folder, forgets=_keeps_time(events.pipeline.runner)))
         )
         kept.element_type = BatchType(schema)
         return kept
