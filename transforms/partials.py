@@ -1,25 +1,26 @@
 """Partials: from a batch of events to one small table per (slice, shard), and merging them.
 
-Grouping is Arrow's hash aggregation, once for all aggregates of a metric.
+Rows are grouped once for all aggregates of a metric; see groups.py and aggregates/base.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from streamgauge.transforms.aggregates.base import Aggregate, StateColumn
+from streamgauge.transforms.aggregates.base import Aggregate, Kernel, StateColumn
 from streamgauge.transforms.aggregates.count import EVENTS
-from streamgauge.transforms.batch import FINGERPRINT_BYTES, BatchCodec
+from streamgauge.transforms.batch import EVENT_TIME_TYPE, FINGERPRINT_BYTES, BatchCodec
+from streamgauge.transforms.groups import Groups, group_rows
 from streamgauge.transforms.hashing import hash_rows
 from streamgauge.transforms.rows import RowSpec
-
-_SLICE = "__slice"
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Metric:
         aggregates: aggregate by the name of its result column.
         schema: of the events.
         shards: number of shards the keys are divided into.
+        window_key: the bound that is part of the rows' key, see windows/base.py.
+        withdraws: whether a row can be withdrawn: its results have a column ``withdrawn``.
+        extra: state columns that the window needs.
+        limit: of each shard and window, so many keys have rows of their own, and the others share one; None: no limit.
+        others: whether the shared row is a result: results have a column ``other``.
     """
 
     name: str
@@ -39,11 +45,16 @@ class Metric:
     aggregates: dict[str, Aggregate]
     schema: pa.Schema
     shards: int
+    window_key: str = "window_start"
+    withdraws: bool = False
+    extra: tuple[StateColumn, ...] = ()
+    limit: int | None = None
+    others: bool = False
 
     @property
     def state(self) -> tuple[StateColumn, ...]:
         """State columns of all aggregates, each once; the number of events first."""
-        columns = {EVENTS.name: EVENTS}
+        columns = {column.name: column for column in (EVENTS, *self.extra)}
         for aggregate in self.aggregates.values():
             columns.update({column.name: column for column in aggregate.state})
         return tuple(columns.values())
@@ -53,14 +64,21 @@ class Metric:
         return [self.schema.field(field).with_name(name) for name, field in self.by.items()]
 
     @property
+    def keys(self) -> list[pa.Field]:
+        """What tells rows apart: the dimensions, and with a limit whether it is the row of the keys beyond it."""
+        return [*self.dimensions, *([pa.field(OTHER, pa.bool_(), nullable=False)] if self.limit is not None else [])]
+
+    @property
     def partial_schema(self) -> pa.Schema:
-        """Dimensions, then state columns: one row a key."""
-        return pa.schema([*self.dimensions, *(pa.field(column.name, column.type) for column in self.state)])
+        """Keys, then state columns: one row a key."""
+        return pa.schema([*self.keys, *(pa.field(column.name, column.type) for column in self.state)])
 
     @property
     def result_schema(self) -> pa.Schema:
-        """metric, window_start, window_end (timestamp[us, UTC]), dimensions, aggregates, events, revision (int64), final (bool)."""
-        stamp = pa.timestamp("us", tz="UTC")
+        """metric, window_start, window_end (timestamp[us, UTC]), dimensions, aggregates, events, revision (int64), final (bool), watermark
+        (timestamp[us, UTC], how far event time had come when the row was made, null before that was known); withdrawn (bool) where rows can be;
+        other (int32) with a limit on keys: the shard whose further keys the row stands for, null in the row of a key."""
+        stamp = EVENT_TIME_TYPE
         fields = [
             pa.field("metric", pa.string(), nullable=False),
             pa.field("window_start", stamp, nullable=False),
@@ -70,12 +88,24 @@ class Metric:
             pa.field("events", pa.int64(), nullable=False),
             pa.field("revision", pa.int64(), nullable=False),
             pa.field("final", pa.bool_(), nullable=False),
+            pa.field("watermark", stamp),
+            *([pa.field("withdrawn", pa.bool_(), nullable=False)] if self.withdraws else []),
+            *([pa.field("other", pa.int32())] if self.others else []),
         ]
-        rows = RowSpec("results", key=("metric", *self.by, "window_start"), time="window_start", revision="revision", final="final")
+        rows = RowSpec(
+            "results", key=("metric", *self.by, *(["other"] if self.others else []), self.window_key), time=self.window_key, revision="revision", final="final",
+            withdrawn="withdrawn" if self.withdraws else None,
+        )  # fmt: skip
         return rows.attach(pa.schema(fields))
 
 
-RESULT_COLUMNS = ("metric", "window_start", "window_end", "events", "revision", "final")
+OTHER = "__other"
+"""Column of a partial: true for the one row of all keys beyond the limit, whose dimensions are null."""
+
+GONE = np.iinfo(np.int64).max - 1
+"""Revision of a withdrawn row whose key went beyond the limit: it never comes back."""
+
+RESULT_COLUMNS = ("metric", "window_start", "window_end", "events", "revision", "final", "watermark", "withdrawn", "other")
 
 
 class Partials:
@@ -89,8 +119,9 @@ class Partials:
         self.metric = metric
         self.codec = BatchCodec(metric.partial_schema)
         self._state = metric.state
+        self._keys = len(metric.keys)
         self._result_schema = metric.result_schema
-        codecs = [(BatchCodec(schema), _places(schema, self.codec.schema, len(metric.by))) for schema in earlier]
+        codecs = [(BatchCodec(schema), _places(schema, self.codec.schema, len(metric.keys))) for schema in earlier]
         self._earlier = {codec.fingerprint: (codec, places) for codec, places in codecs if places and codec.fingerprint != self.codec.fingerprint}
 
     def decode(self, data: bytes) -> pa.RecordBatch:
@@ -101,56 +132,151 @@ class Partials:
 
     def of_events(self, events: pa.RecordBatch, slices: npt.NDArray[np.int64]) -> Iterator[tuple[int, int, pa.RecordBatch]]:
         """(slice start, shard, partial) of every slice and shard that the events touch; ``slices`` has one start an event."""
-        one_slice = bool((slices == slices[0]).all())
-        keys = [] if one_slice else [_SLICE]
-        columns = {} if one_slice else {_SLICE: pa.array(slices)}
-        columns |= {f"by{i}": events.column(field) for i, field in enumerate(self.metric.by.values())}
-        columns |= {f"state{i}": column.source(events) for i, column in enumerate(self._state)}
-        keys += [f"by{i}" for i in range(len(self.metric.by))]
-        functions = [column.partial for column in self._state]
-        grouped = _group(pa.table(columns), keys, functions)
-        partial = self._as_partial(grouped, functions)
-        starts = np.full(partial.num_rows, slices[0]) if one_slice else grouped.column(_SLICE).to_numpy()
-        shards = (hash_rows(partial.columns[: len(self.metric.by)], partial.num_rows) % np.uint64(self.metric.shards)).astype(np.int64)
+        groups = self.group(events).split(slices)
+        partial = self.reduce(events, groups)
+        starts = slices[groups.first]
+        shards = self._shards(partial)
         order = np.lexsort((shards, starts))
         starts, shards, partial = starts[order], shards[order], partial.take(pa.array(order))
-        edges = np.flatnonzero((np.diff(starts) != 0) | (np.diff(shards) != 0)) + 1
-        for first, last in zip([0, *edges.tolist()], [*edges.tolist(), partial.num_rows], strict=True):
+        for first, last in _runs((np.diff(starts) != 0) | (np.diff(shards) != 0)):
             yield int(starts[first]), int(shards[first]), partial.slice(first, last - first)
+
+    def by_shard(self, partial: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """(shard, its rows) of every shard that the partial touches."""
+        shards = self._shards(partial)
+        order = np.argsort(shards, kind="stable")
+        shards, partial = shards[order], partial.take(pa.array(order))
+        for first, last in _runs(np.diff(shards) != 0):
+            yield int(shards[first]), partial.slice(first, last - first)
+
+    def group(self, events: pa.RecordBatch) -> Groups:
+        """Events of one key."""
+        return group_rows([events.column(field) for field in self.metric.by.values()], events.num_rows)
+
+    def reduce(self, events: pa.RecordBatch, groups: Groups) -> pa.RecordBatch:
+        """The partial of a batch of events: one row a group. The limit is not applied."""
+        first = pa.array(groups.first)
+        keys = [events.column(field).take(first) for field in self.metric.by.values()]
+        if self.metric.limit is not None:
+            keys.append(pa.repeat(False, groups.count))
+        return self._grouped(keys, [column.source(events) for column in self._state], groups, [column.partial for column in self._state])
 
     def merge(self, batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
         """One partial out of several of one slice and shard. At least one is given."""
         if len(batches) == 1:
-            return batches[0]
-        table = pa.Table.from_batches(batches)
-        names = [f"by{i}" for i in range(len(self.metric.by))] + [f"state{i}" for i in range(len(self._state))]
-        functions = [column.merge for column in self._state]
-        return self._as_partial(_group(table.rename_columns(names), names[: len(self.metric.by)], functions), functions)
+            merged = batches[0]
+        else:
+            rows = concatenated(batches)
+            merged = self.merge_groups(rows, group_rows(self.keys(rows), rows.num_rows))
+        beyond = self._beyond(merged)
+        return merged if beyond is None else self._shared(merged, beyond)
 
-    def results(self, merged: pa.RecordBatch, window_start: int, window_end: int, *, final: bool) -> pa.RecordBatch:
-        """Result rows of a window (bounds in microseconds) from its merged partial."""
+    def merge_changed(
+        self, old: Sequence[pa.RecordBatch], new: Sequence[pa.RecordBatch]
+    ) -> tuple[pa.RecordBatch, npt.NDArray[np.bool_], pa.RecordBatch | None]:
+        """What ``merge`` gives of both, which of its rows are not those of ``old`` alone, and rows of ``old`` whose keys went beyond the limit."""
+        rows = concatenated([*old, *new])
+        groups = group_rows(self.keys(rows), rows.num_rows)
+        edge = sum(batch.num_rows for batch in old)
+        changed, known = np.zeros(groups.count, np.bool_), np.zeros(groups.count, np.bool_)
+        known[groups.ids[:edge]] = True
+        changed[groups.ids[edge:]] = True
+        merged = self.merge_groups(rows, groups)
+        beyond = self._beyond(merged)
+        if beyond is None:
+            return merged, changed, None
+        gone = merged.filter(pa.array(beyond & known & ~_flags(merged)))
+        return self._shared(merged, beyond), np.append(changed[~beyond], True), gone if gone.num_rows else None
+
+    def _beyond(self, merged: pa.RecordBatch) -> npt.NDArray[np.bool_] | None:
+        """Rows of keys beyond the limit and the row that they share, None when all fit.
+
+        Kept are the keys of the smallest hashes. Who is among the smallest of all is among the smallest of each part too: so a key with a row has all
+        of its events there, whatever the order in which keys came. (Bottom-k sampling; Cohen and Kaplan, "Summarizing data using bottom-k
+        sketches", PODC 2007.)
+        """
+        limit = self.metric.limit
+        if limit is None or merged.num_rows <= limit:
+            return None
+        other = _flags(merged)
+        if merged.num_rows - int(other.sum()) <= limit:
+            return None
+        hashes = hash_rows(self.keys(merged)[:-1], merged.num_rows)
+        hashes[other] = np.iinfo(np.uint64).max
+        beyond = np.ones(merged.num_rows, np.bool_)
+        beyond[np.argsort(hashes, kind="stable")[:limit]] = False
+        return beyond
+
+    def _shared(self, merged: pa.RecordBatch, beyond: npt.NDArray[np.bool_]) -> pa.RecordBatch:
+        """The partial with one row for all that are beyond, the last one."""
+        kept = np.flatnonzero(~beyond)
+        ids = np.full(merged.num_rows, len(kept))
+        ids[kept] = np.arange(len(kept))
+        groups = Groups(ids, len(kept) + 1, np.append(kept, np.flatnonzero(beyond)[0]))
+        mask = pa.array(beyond)
+        keys = [pc.if_else(mask, pa.scalar(None, key.type), key) for key in self.keys(merged)[:-1]]
+        flags = pc.or_(mask, self.keys(merged)[-1])
+        return self.merge_groups(pa.record_batch([*keys, flags, *merged.columns[self._keys :]], schema=self.codec.schema), groups)
+
+    def merge_groups(self, rows: pa.RecordBatch, groups: Groups) -> pa.RecordBatch:
+        """One row a group out of the rows of partials."""
+        first = pa.array(groups.first)
+        keys = [key.take(first) for key in self.keys(rows)]
+        return self._grouped(keys, rows.columns[self._keys :], groups, [column.merge for column in self._state])
+
+    def keys(self, partial: pa.RecordBatch) -> list[pa.Array]:
+        """The columns that tell rows apart."""
+        columns: list[pa.Array] = partial.columns[: self._keys]
+        return columns
+
+    def results(
+        self, merged: pa.RecordBatch, window_start: Bound, window_end: Bound, *, final: bool | npt.NDArray[np.bool_],
+        watermark: int | None = None, revision: npt.NDArray[np.int64] | None = None, withdrawn: npt.NDArray[np.bool_] | None = None, shard: int = 0,
+    ) -> pa.RecordBatch:  # fmt: skip
+        """Result rows from merged partials.
+
+        Args:
+            window_start, window_end: microseconds; one for all rows, or one a row.
+            watermark: microseconds; how far event time had come, None when that is not known.
+            revision: one a row; the number of its events where nothing else is said.
+            withdrawn: rows that only say that an earlier one of their key holds no more. Of metrics whose rows can be withdrawn.
+            shard: of which the rows are.
+        """
         table = pa.Table.from_batches([merged])
         rows = merged.num_rows
-        stamp = pa.timestamp("us", tz="UTC")
         events = merged.column(EVENTS.name)
         columns: list[Any] = [
-            pa.repeat(self.metric.name, rows),
-            pa.repeat(pa.scalar(window_start, stamp), rows),
-            pa.repeat(pa.scalar(window_end, stamp), rows),
-            *merged.columns[: len(self.metric.by)],
+            pa.repeat(self.metric.name, rows), _stamps(window_start, rows), _stamps(window_end, rows), *self.keys(merged)[: len(self.metric.by)],
             *(_plain(aggregate.result(table).cast(aggregate.type)) for aggregate in self.metric.aggregates.values()),
-            events,
-            events,
-            pa.repeat(pa.scalar(final), rows),
-        ]
+            events, events if revision is None else pa.array(revision), _per_row(final, rows), pa.repeat(pa.scalar(watermark, EVENT_TIME_TYPE), rows),
+        ]  # fmt: skip
+        if self.metric.withdraws:
+            gone = np.zeros(rows, np.bool_) if withdrawn is None else withdrawn
+            if gone.any():
+                columns = [_without(column, gone) if name in self.metric.aggregates else column for name, column in zip(self._result_schema.names, columns, strict=False)]
+                columns[self._result_schema.names.index("events")] = pc.if_else(gone, 0, events)
+            columns.append(pa.array(gone))
+        if self.metric.others:
+            columns.append(pc.if_else(merged.column(OTHER), pa.scalar(shard, pa.int32()), None))
         return pa.record_batch(columns, schema=self._result_schema)
 
-    def _as_partial(self, grouped: pa.Table, functions: list[str]) -> pa.RecordBatch:
-        """The grouped table as a partial: Arrow names a column after its function too."""
-        names = [f"by{i}" for i in range(len(self.metric.by))] + [f"state{i}_{function}" for i, function in enumerate(functions)]
+    def _shards(self, partial: pa.RecordBatch) -> npt.NDArray[np.int64]:
+        return (hash_rows(self.keys(partial)[: len(self.metric.by)], partial.num_rows) % np.uint64(self.metric.shards)).astype(np.int64)
+
+    def _grouped(self, keys: list[pa.Array], state: list[pa.Array], groups: Groups, how: list[str | Kernel]) -> pa.RecordBatch:
+        """One row a group: its key, and its state columns reduced."""
+        functions = {f"c{i}": function for i, function in enumerate(how) if isinstance(function, str)}
+        table = pa.table({"group": groups.ids, **{name: state[int(name[1:])] for name in functions}})
+        # Threads stay off: parallelism is the runner's. One thread also keeps the order in which groups come.
+        reduced = table.group_by("group", use_threads=False).aggregate(list(functions.items()))
+        order = reduced.column("group").to_numpy()
+        if (np.diff(order) != 1).any():
+            reduced = reduced.take(pa.array(np.argsort(order)))
+        columns = [
+            _plain(reduced.column(f"c{i}_{function}")) if isinstance(function, str) else function(state[i], groups) for i, function in enumerate(how)
+        ]
         fields = self.codec.schema
-        columns = [_plain(grouped.column(name)).cast(field.type) for name, field in zip(names, fields, strict=True)]
-        return pa.record_batch(columns, schema=fields)
+        return pa.record_batch([column.cast(field.type) for column, field in zip([*keys, *columns], fields, strict=True)], schema=fields)
 
 
 def _places(earlier: pa.Schema, schema: pa.Schema, dimensions: int) -> list[int] | None:
@@ -160,9 +286,35 @@ def _places(earlier: pa.Schema, schema: pa.Schema, dimensions: int) -> list[int]
     return places if fits else None
 
 
-def _group(table: pa.Table, keys: list[str], functions: list[str]) -> pa.Table:
-    """One row a key; without keys one row. Threads stay off: parallelism is the runner's."""
-    return table.group_by(keys, use_threads=False).aggregate([(f"state{i}", function) for i, function in enumerate(functions)])
+Bound = int | npt.NDArray[np.int64]
+
+
+def concatenated(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    """All rows of batches of one schema in one; at least one batch is given."""
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+
+
+def _flags(partial: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+    """Which row is that of the keys beyond the limit. Of metrics with one."""
+    return np.asarray(partial.column(OTHER))
+
+
+def _runs(changes: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """First and last row (exclusive) of each run, by whether a row differs from the one before it, from the second row on."""
+    edges = [0, *(np.flatnonzero(changes) + 1).tolist(), len(changes) + 1]
+    return list(pairwise(edges))
+
+
+def _stamps(bound: Bound, rows: int) -> pa.Array:
+    return pa.repeat(pa.scalar(bound, EVENT_TIME_TYPE), rows) if isinstance(bound, int) else pa.array(bound).cast(EVENT_TIME_TYPE)
+
+
+def _per_row(value: bool | npt.NDArray[np.bool_], rows: int) -> pa.Array:
+    return pa.repeat(pa.scalar(value), rows) if isinstance(value, bool) else pa.array(value)
+
+
+def _without(column: pa.Array, gone: npt.NDArray[np.bool_]) -> pa.Array:
+    return pc.if_else(gone, pa.scalar(None, column.type), column)
 
 
 def _plain(column: Any) -> pa.Array:

@@ -5,71 +5,103 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from streamgauge.transforms.aggregates.base import StateColumn, numeric_field, values
-from streamgauge.transforms.config import Config
+from streamgauge.transforms.aggregates.base import Filtered, Source, StateColumn, Where, numeric_field, values
+from streamgauge.transforms.aggregates.exact_results import totals
+from streamgauge.transforms.aggregates.exact_sum import EXACT, Exact, merge_exact, of_integers, sum_doubles
 
 _LOW_BITS = 32
 
 
-class SumOptions(Config):
-    """Sum of a field. Integers: exact, in 96 bits; a total beyond 64 bits is null. Floats: IEEE double additions. Null without any value."""
+class SumOptions(Filtered):
+    """Sum of a field, exact: no order of events, merge or replay changes a bit. Null without any value.
+
+    Integers: in 96 bits (8 bytes a key, 16 for 64-bit fields); a total beyond 64 bits is null. Floats: the double nearest to the true sum (a
+    superaccumulator, see exact_sum.py; 20 to 28 bytes a key while the values are within a few powers of ten of each other, at most 560);
+    an infinity among the values is the sum, both infinities give null, a total beyond the doubles is an infinity.
+    """
 
     short: ClassVar[str] = "of"
     of: str = Field(description="A numeric field.")
 
 
-def sum_state(field: pa.Field) -> tuple[StateColumn, ...]:
-    """State of an exact sum.
+class Total:
+    """The state of an exact sum.
 
-    64-bit integers are summed as two halves, value = high * 2**32 + low with 0 <= low < 2**32: neither half
-    can overflow before 2**31 events, so the order of additions never matters. Smaller integers fit one column.
+    Floats are one column of exact_sum.py. 64-bit integers are summed as two halves, value = high * 2**32 + low with
+    0 <= low < 2**32: neither half can overflow before 2**31 events, so the order of additions never matters. Smaller integers fit one column.
+
+    Args:
+        name: of what is summed, in the names of the state columns: one field's sum is one state.
+        source: the values, of type ``kind``.
     """
-    name, kind = field.name, field.type
-    source = values(name)
-    if pa.types.is_floating(kind):
-        return (StateColumn(f"sum({name})", pa.float64(), lambda events: source(events).cast(pa.float64()), "sum", "sum"),)
-    if kind.bit_width < 64:
-        return (StateColumn(f"sum({name})", pa.int64(), lambda events: source(events).cast(pa.int64()), "sum", "sum"),)
 
-    def high(events: pa.RecordBatch) -> pa.Array:
-        return pc.shift_right(source(events), pa.scalar(_LOW_BITS, kind)).cast(pa.int64())
+    def __init__(self, where: Where, name: str, kind: pa.DataType, source: Source) -> None:
+        self.is_float = pa.types.is_floating(kind)
+        if self.is_float:
+            columns = [where.column(f"exact_sum({name})", EXACT, _as(source, pa.float64()), sum_doubles, merge_exact)]
+        elif kind.bit_width < 64:
+            columns = [where.column(f"sum({name})", pa.int64(), _as(source, pa.int64()), "sum", "sum")]
+        else:
+            columns = [
+                where.column(f"sum_high({name})", pa.int64(), _high(source, kind), "sum", "sum"),
+                where.column(f"sum_low({name})", pa.int64(), _low(source, kind), "sum", "sum"),
+            ]
+        self.state: tuple[StateColumn, ...] = tuple(columns)
 
-    def low(events: pa.RecordBatch) -> pa.Array:
-        return pc.bit_wise_and(source(events), pa.scalar(2**_LOW_BITS - 1, kind)).cast(pa.int64())
+    def integers(self, merged: pa.Table) -> tuple[_Numbers, _Numbers, npt.NDArray[np.bool_]]:
+        """The sums of integers as high * 2**32 + low, and where there are any."""
+        parts = [merged.column(column.name) for column in self.state]
+        valid = np.asarray(pc.is_valid(parts[0]))
+        numbers = [np.asarray(pc.fill_null(part, 0), dtype=np.int64) for part in parts]
+        return (numbers[0] >> _LOW_BITS, numbers[0] & (2**_LOW_BITS - 1), valid) if len(parts) == 1 else (numbers[0], numbers[1], valid)
 
-    return (
-        StateColumn(f"sum_high({name})", pa.int64(), high, "sum", "sum"),
-        StateColumn(f"sum_low({name})", pa.int64(), low, "sum", "sum"),
-    )
+    def exact(self, merged: pa.Table) -> Exact:
+        """The sums, to be divided or multiplied without any rounding."""
+        return Exact.of(merged.column(self.state[0].name)) if self.is_float else of_integers(*self.integers(merged))
 
 
-def float_total(merged: pa.Table, state: tuple[StateColumn, ...]) -> pa.ChunkedArray:
-    """The sum as a double."""
-    if len(state) == 1:
-        return merged.column(state[0].name).cast(pa.float64(), safe=False)
-    high, low = (merged.column(column.name).cast(pa.float64(), safe=False) for column in state)
-    return pc.add(pc.multiply(high, float(2**_LOW_BITS)), low)
+_Numbers = npt.NDArray[np.int64]
+
+
+def _as(source: Source, kind: pa.DataType) -> Source:
+    return lambda events: source(events).cast(kind)
+
+
+def _high(source: Source, kind: pa.DataType) -> Source:
+    return lambda events: pc.shift_right(source(events), pa.scalar(_LOW_BITS, kind)).cast(pa.int64())
+
+
+def _low(source: Source, kind: pa.DataType) -> Source:
+    return lambda events: pc.bit_wise_and(source(events), pa.scalar(2**_LOW_BITS - 1, kind)).cast(pa.int64())
 
 
 class Sum:
+    """
+    >>> schema = pa.schema([("v", pa.float64())])
+    >>> total = Sum(SumOptions(of="v"), schema)
+    >>> [column.name for column in total.state], total.type
+    (['exact_sum(v)'], DataType(double))
+    """
+
     Options = SumOptions
 
     def __init__(self, options: SumOptions, schema: pa.Schema) -> None:
         field = numeric_field(schema, options.of, "sum")
-        self.state = sum_state(field)
-        self.type = pa.float64() if pa.types.is_floating(field.type) else pa.int64()
+        self._total = Total(Where(schema, options.where), field.name, field.type, values(field.name))
+        self.state = self._total.state
+        self.type = pa.float64() if self._total.is_float else pa.int64()
 
     def result(self, merged: pa.Table) -> pa.Array | pa.ChunkedArray:
         if len(self.state) == 1:
-            return merged.column(self.state[0].name)
-        high, low = (merged.column(column.name).combine_chunks() for column in self.state)
-        null = np.asarray(pc.is_null(high))
-        highs, lows = (np.asarray(pc.fill_null(part, 0), dtype=np.int64) for part in (high, low))
-        carried = highs + (lows >> _LOW_BITS)
+            column = merged.column(self.state[0].name)
+            return totals(column) if self._total.is_float else column
+        high, low, valid = self._total.integers(merged)
+        carried = high + (low >> _LOW_BITS)
         beyond = (carried >= 2 ** (63 - _LOW_BITS)) | (carried < -(2 ** (63 - _LOW_BITS)))
-        total = (np.where(beyond, 0, carried) << _LOW_BITS) | (lows & (2**_LOW_BITS - 1))
-        return pa.array(total, pa.int64(), mask=null | beyond)
+        total = (np.where(beyond, 0, carried) << _LOW_BITS) | (low & (2**_LOW_BITS - 1))
+        return pa.array(total, pa.int64(), mask=~valid | beyond)
