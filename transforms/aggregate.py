@@ -1,48 +1,53 @@
 """AggregateWindows: exact results per key and window.
 
-Two steps. Every batch is reduced to *partials*, one small table per (slice, shard). Partials are merged in keyed
-state, one table per (shard, window), and timers turn them into result rows. See merge.py.
+Two or three steps. Every batch is reduced to *partials*, one small table per (slice, shard). Partials are merged in keyed
+state, one table per (shard, slice), and timers turn them into result rows (merge.py). Where a window has several slices, merged
+slices are combined in a third step (combine.py). Sessions have a second step of their own (sessions.py).
 
-What is too late is decided in the first step, by the watermark of the event's own split: an event is late when its window's
-end plus ``lateness`` is not after what its split had reported. The merged watermark of all splits is never ahead of
+What is too late is decided in the first step, by the watermark of the event's own split: an event is late when the end of its last window
+plus ``lateness`` is not after what its split had reported. The merged watermark of all splits is never ahead of
 that, so Flink never drops anything silently, and a replay decides alike (but for idle splits, which follow others).
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import apache_beam as beam
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-from apache_beam.metrics import Metrics
-from apache_beam.transforms.window import FixedWindows, GlobalWindow, TimestampedValue
+from apache_beam import typehints
+from apache_beam.transforms.core import Windowing
+from apache_beam.transforms.window import FixedWindows, GlobalWindows, IntervalWindow
 from apache_beam.utils.timestamp import Duration as BeamDuration
 from apache_beam.utils.timestamp import Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
+from streamgauge.transforms import dead_letter
 from streamgauge.transforms.aggregates import AGGREGATES
-from streamgauge.transforms.batch import EVENT_TIME, EVENT_TIME_TYPE, POSITION, SPLIT, BatchType, disorder_of
+from streamgauge.transforms.batch import BatchType
+from streamgauge.transforms.combine import CombineDoFn, Slices
 from streamgauge.transforms.config import MICROSECONDS, Choice, Config, Duration, OneOf, did_you_mean, user_error
-from streamgauge.transforms.hashing import spread_key
-from streamgauge.transforms.merge import MergeDoFn
+from streamgauge.transforms.dead_letter import ErrorHandling
+from streamgauge.transforms.merge import MergeDoFn, Results
 from streamgauge.transforms.options import StreamgaugeOptions
-from streamgauge.transforms.partials import RESULT_COLUMNS, Metric, Partials
-from streamgauge.transforms.record import JobRecord
+from streamgauge.transforms.partials import RESULT_COLUMNS, Metric
+from streamgauge.transforms.record import DEAD_LETTERS
+from streamgauge.transforms.reduce import SessionPartialDoFn, SlicePartialDoFn, Stored, late_schema
 from streamgauge.transforms.replay import ReplayPoint
-from streamgauge.transforms.rows import RowSpec
+from streamgauge.transforms.results import BEYOND, ResultRows
+from streamgauge.transforms.runners import keeps_order, keeps_time
+from streamgauge.transforms.session_table import SESSION_STATE
+from streamgauge.transforms.sessions import SessionDoFn
 from streamgauge.transforms.stable_ids import full_label, own_timers
 from streamgauge.transforms.state_layout import earlier_partials
 from streamgauge.transforms.windows import WINDOWS
-from streamgauge.transforms.windows.base import Window
+from streamgauge.transforms.windows.base import Window, is_session, is_sliced
+from streamgauge.transforms.write import WriteResults
 
 _MS = MICROSECONDS["ms"]
-_NOTHING_SEEN = np.iinfo(np.int64).min
 
 
 class EmitOptions(Config):
@@ -70,6 +75,18 @@ Dimensions = Annotated[
 """Result column -> field. Job files write a list where both have one name."""
 
 
+class KeysOptions(Config):
+    """A limit on the number of keys. Which keys have rows depends on the keys alone (those of the smallest hashes), so every row is exact and a replay
+    makes the same ones; rows of a window may be withdrawn until it is final."""
+
+    limit: int = Field(ge=1, description="So many keys have rows of their own in each window; divided evenly among the shards.")
+    beyond: Literal["other", "dead_letters"] = Field(
+        "other",
+        description="The events of all further keys: `other`, a row a shard and window (dimensions are null, the column `other` has the shard's number, and is null in "
+        "other rows), or `dead_letters`, one a shard and window that says how many events there were.",
+    )
+
+
 class AggregateOptions(Config):
     """Groups events by window and dimensions, and computes aggregates."""
 
@@ -78,16 +95,36 @@ class AggregateOptions(Config):
     by: Dimensions = Field({}, description="Dimension fields: a list, or a mapping from result column to field. Null is a value of its own. None: one row a window.")
     aggregates: dict[str, Annotated[Choice, OneOf(AGGREGATES)]] = Field(min_length=1, description="Result column: aggregate, such as `delay: {mean: dep_delay}`.")
     lateness: Duration = Field(0, description="How long after its end a window still takes late events and corrects its result.")
-    emit: Literal["final"] | EmitOptions = Field("final", description="`final`: once, when the watermark passes the window. `{every: 1s}`: current results too.")
+    emit: Literal["final", "on_change"] | EmitOptions = Field(
+        "final", description="`final`: once, when the watermark passes the window. `{every: 1s}`: current results too. `on_change`: at every change."
+    )
     late: bool = Field(False, description="Adds the output `late`: the events that came too late, one row each.")
+    keys: KeysOptions | None = Field(None, description="Limit on the number of keys, such as `{limit: 100000}`; without it, memory grows with the keys of open windows.")
+    error_handling: ErrorHandling | None = Field(
+        None, description="With `keys: {beyond: dead_letters}`: name the output with them. Without it they go to a Parquet data set in the job's folder."
+    )
     shards: int = Field(8, ge=1, le=128, description="Parts that the keys are divided into; bounds the useful parallelism. Changing it starts state anew.")
+
+    @property
+    def letters(self) -> bool:
+        """Whether there are dead letters."""
+        return self.keys is not None and self.keys.beyond == "dead_letters"
+
+    def model_post_init(self, context: object) -> None:
+        if self.keys is not None and self.window.name == "session":
+            raise user_error("keys: sessions have no limit on keys; `max` bounds how long each is kept")
+        if self.keys is not None and self.emit != "final" and self.window.name in ("sliding", "cumulative"):
+            raise user_error(f"keys: with {self.window.name} windows a limit needs `emit: final`; early rows could not be withdrawn")
+        if self.error_handling is not None and not self.letters:
+            raise user_error("error_handling: this step has no dead letters without `keys: {limit: ..., beyond: dead_letters}`")
 
 
 class AggregateWindows(beam.PTransform):  # type: ignore[misc]
-    """EventBatches -> result rows; with ``late`` a dictionary of ``results`` and ``late``.
+    """EventBatches -> result rows; with ``late`` or ``error_handling`` a dictionary of ``results`` and the others.
 
     Options are those of :class:`AggregateOptions`. A result row: ``metric``, ``window_start``, ``window_end``, the dimensions, the
-    aggregates, ``events``, ``revision`` (the number of events merged), ``final`` (the watermark has passed the window's end).
+    aggregates, ``events``, ``revision`` (the number of events merged), ``final`` (the watermark has passed the window's end), ``watermark``
+    (how far event time had come, at least; null where that is not known yet), and ``withdrawn`` where rows can be.
 
     Guarantee: every event that is not late is in exactly one window's result once; late ones are counted and available.
     """
@@ -101,24 +138,94 @@ class AggregateWindows(beam.PTransform):  # type: ignore[misc]
             raise TypeError(f"AggregateWindows takes EventBatches, such as ReadEvents makes; its input has elements of type {events.element_type}")
         options = self.options
         metric = build_metric(options, events.element_type.schema)
-        window: Window = options.window.create()
         given = events.pipeline.options.view_as(StreamgaugeOptions)
         step = full_label(events.pipeline)
         stored = Stored.before(None if given.replay_point is None else ReplayPoint.load(given.replay_point), step)
-        partials = _PartialDoFn(metric, window, options.lateness, given.record_folder, stored)
-        reduced = events | "Partials" >> beam.ParDo(partials).with_outputs("late", main="partials")
-        reduced.partials.element_type = tuple[bytes, bytes]
+        made = _Steps(options, metric, step, earlier_partials(given.earlier_layouts, step), stored, events.pipeline.runner)
+        reduced = events | "Partials" >> beam.ParDo(made.partials(given.record_folder)).with_outputs("late", main="partials")
+        reduced.partials.element_type = typehints.Tuple[bytes, bytes]
         reduced.late.element_type = BatchType(late_schema(metric))
-        seconds = BeamDuration(micros=window.slice_size)
-        slices = FixedWindows(seconds, offset=Timestamp(micros=window.offset))
-        emit_every = None if options.emit == "final" else options.emit.every
-        results = (
-            reduced.partials
-            | "Slices" >> beam.WindowInto(slices, allowed_lateness=BeamDuration(micros=options.lateness)).with_output_types(tuple[bytes, bytes])
-            | "Merge" >> beam.ParDo(own_timers(MergeDoFn, step)(metric, emit_every, earlier_partials(given.earlier_layouts, step)))
-        )
+        results, letters = made.results(reduced.partials)
         results.element_type = BatchType(metric.result_schema)
-        return {"results": results, "late": reduced.late} if options.late else results
+        outputs = {"results": results, **({"late": reduced.late} if options.late else {})}
+        if letters is not None:
+            letters.element_type = BatchType(dead_letter.SCHEMA)
+            if options.error_handling is not None:
+                outputs[options.error_handling.output] = letters
+            else:
+                _ = letters | "DeadLetters" >> WriteResults(to={"parquet": {"path": f"{given.record_folder or 'streamgauge-job'}/{DEAD_LETTERS}"}})
+        return outputs if len(outputs) > 1 else results
+
+
+class _Steps:
+    """What follows the partials: one keyed step or two, by the kind of window."""
+
+    def __init__(
+        self, options: AggregateOptions, metric: Metric, step: str, earlier: Sequence[pa.Schema], stored: Stored | None, runner: Any
+    ) -> None:
+        self._lateness = options.lateness
+        self._metric = metric
+        self._window: Any = options.window.create()
+        self._emit_every = {"final": None, "on_change": 0}[options.emit] if isinstance(options.emit, str) else options.emit.every
+        self._step = step
+        self._earlier = earlier
+        self._stored = stored
+        self._runner = runner
+        self._letters = options.letters
+
+    def partials(self, record_folder: str | None) -> beam.DoFn:
+        kind = SessionPartialDoFn if is_session(self._window) else SlicePartialDoFn
+        return kind(self._metric, self._window, self._lateness, record_folder, self._stored)
+
+    def results(self, partials: beam.PCollection) -> tuple[beam.PCollection, beam.PCollection | None]:
+        """Result rows, and dead letters where there are some."""
+        if is_session(self._window):
+            sessions = self._own(SessionDoFn)(self._metric, self._window, self._lateness, self._emit_every, keeps_time(self._runner), self._earlier)
+            return partials | "Sessions" >> beam.ParDo(sessions), None
+        rows = ResultRows(letters=self._letters)
+        sliced = is_sliced(self._window)
+        merge = self._own(MergeDoFn)(self._metric, self._emit_every, self._earlier, Slices() if sliced else Results(rows))
+        slices = partials | "Slices" >> _IntoSlices(self._window, self._lateness).with_output_types(tuple[bytes, bytes])
+        if not sliced:
+            return self._split(slices, "Merge", merge)
+        merged = slices | "Merge" >> beam.ParDo(merge).with_output_types(tuple[bytes, bytes])
+        together = merged | "Together" >> beam.WindowInto(GlobalWindows()).with_output_types(tuple[bytes, bytes])
+        cutoff = None if self._stored is None else self._stored.cutoff
+        combine = self._own(CombineDoFn)(
+            self._metric, self._window, self._lateness, self._emit_every, self._earlier, rows=rows, cutoff=cutoff, forgets=keeps_order(self._runner)
+        )  # fmt: skip
+        return self._split(together, "Combine", combine)
+
+    def _split(self, given: beam.PCollection, label: str, dofn: beam.DoFn) -> tuple[beam.PCollection, beam.PCollection | None]:
+        if not self._letters:
+            return given | label >> beam.ParDo(dofn), None
+        made = given | label >> beam.ParDo(dofn).with_outputs(BEYOND, main="results")
+        return made.results, made[BEYOND]
+
+    def _own(self, kind: Any) -> Any:
+        return own_timers(kind, self._step)
+
+
+class _IntoSlices(beam.ParDo):  # type: ignore[misc]
+    """Puts each partial into its slice, as a window of Beam's. The runner takes them for fixed windows: it asks only when one ends."""
+
+    def __init__(self, window: Window, lateness: int) -> None:
+        super().__init__(_SliceDoFn(window))
+        size = BeamDuration(micros=window.slice_size)
+        self._slices = Windowing(FixedWindows(size), allowed_lateness=BeamDuration(micros=lateness + window.span))
+
+    def get_windowing(self, inputs: Any) -> Windowing:
+        return self._slices
+
+
+class _SliceDoFn(beam.DoFn):  # type: ignore[misc]
+    def __init__(self, window: Window) -> None:
+        self._window = window
+
+    def process(self, element: tuple[bytes, bytes], timestamp: Any = beam.DoFn.TimestampParam) -> Iterator[WindowedValue]:
+        start = self._window.slice_starts(np.array([timestamp.micros]))
+        end = self._window.slice_ends(start)
+        yield WindowedValue(element, timestamp, (IntervalWindow(Timestamp(micros=int(start[0])), Timestamp(micros=int(end[0]))),))
 
 
 def build_metric(options: AggregateOptions, schema: pa.Schema) -> Metric:
@@ -134,134 +241,12 @@ def build_metric(options: AggregateOptions, schema: pa.Schema) -> Metric:
     if twice:
         raise user_error(f"result column '{twice[0]}' is there twice: dimensions, aggregates and {', '.join(RESULT_COLUMNS)} share one table")
     aggregates = {name: choice.registry.load(choice.name)(choice.options, schema) for name, choice in options.aggregates.items()}
-    return Metric(options.metric, dict(options.by), aggregates, schema, options.shards)
-
-
-def late_schema(metric: Metric) -> pa.Schema:
-    """Columns of a late event: metric, window_start, split, position, event_time, then its fields."""
-    stamp = EVENT_TIME_TYPE
-    fields = [field for field in metric.schema if not field.name.startswith("__")]
-    lineage = [("metric", pa.string()), ("window_start", stamp), ("split", pa.string()), ("position", pa.int64()), ("event_time", stamp)]
-    taken = {name for name, _ in lineage}
-    columns = [pa.field(name, kind, nullable=False) for name, kind in lineage]
-    columns += [pa.field(f"field_{field.name}" if field.name in taken else field.name, field.type) for field in fields]
-    return RowSpec("late", key=("metric", "window_start", "split", "position"), time="window_start").attach(pa.schema(columns))
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What a replay leaves as it is.
-
-    Attributes:
-        cutoff: start of the first window that is computed, microseconds.
-        ends: by split, the position up to which an earlier run has seen the events before the cutoff: they are in stored rows, or were told as late.
-            Those behind it have come too late.
-    """
-
-    cutoff: int
-    ends: Mapping[str, int]
-
-    @classmethod
-    def before(cls, replay: ReplayPoint | None, step: str) -> Stored | None:
-        """None where every window is computed."""
-        return None if replay is None or step not in replay.cutoff else cls(replay.cutoff[step], replay.ends())
-
-    def closed(self, events: pa.RecordBatch, slices: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]] | None:
-        """Which events are of windows before the cutoff, and which of these are stored already; None: none."""
-        closed = slices < self.cutoff
-        if not closed.any():
-            return None
-        splits = events.column(SPLIT)
-        ends = np.array([self.ends.get(name, _NOTHING_SEEN) for name in splits.dictionary.to_pylist()])
-        return closed, closed & (events.column(POSITION).to_numpy() < ends[splits.indices.to_numpy()])
-
-
-def _shard_key(shard: int) -> bytes:
-    return spread_key(shard, lambda salt: b"%d.%d" % (shard, salt))
-
-
-class _PartialDoFn(beam.DoFn):  # type: ignore[misc]
-    """EventBatch -> (shard key, encoded partial), with the time stamp of the slice's last millisecond; late events aside.
-
-    Partials of one bundle are merged before they leave at its end: what crosses the shuffle does not grow with the number of batches.
-    """
-
-    def __init__(self, metric: Metric, window: Window, lateness: int, record_folder: str | None, stored: Stored | None = None) -> None:
-        self._metric = metric
-        self._window = window
-        self._lateness = lateness
-        self._record_folder = record_folder
-        self._stored = stored
-        self._late_count = self._stored_count = 0
-        self._already_stored = Metrics.counter("streamgauge", "events_already_stored")
-        self._late = Metrics.counter("streamgauge", "events_late")
-
-    def setup(self) -> None:
-        self._partials = Partials(self._metric)
-        self._late_schema = late_schema(self._metric)
-        self._record = JobRecord(self._record_folder)
-        self._shard_keys = [_shard_key(shard) for shard in range(self._metric.shards)]
-
-    def start_bundle(self) -> None:
-        # What a failed bundle left belongs to nobody.
-        self._bundle: dict[tuple[int, int], list[pa.RecordBatch]] = {}
-
-    def process(self, events: pa.RecordBatch, timestamp: Any = beam.DoFn.TimestampParam) -> Iterator[Any]:
-        if not events.num_rows:
-            return
-        times = events.column(EVENT_TIME).cast(pa.int64()).to_numpy()
-        slices = self._window.slice_starts(times)
-        late = self._too_late(times, slices, timestamp.micros, disorder_of(events.schema))
-        closed = self._stored and self._stored.closed(events, slices)
-        if closed:
-            before, stored = closed
-            self._note_stored(int(stored.sum()))
-            late = (before if late is None else late | before) & ~stored
-            kept = ~(late | stored)
-        elif late is not None:
-            kept = ~late
-        if late is not None:
-            if late.any():
-                yield self._late_rows(events.filter(pa.array(late)), slices[late], timestamp)
-            events, slices = events.filter(pa.array(kept)), slices[kept]
-            if not events.num_rows:
-                return
-        for start, shard, partial in self._partials.of_events(events, slices):
-            self._bundle.setdefault((start, shard), []).append(partial)
-
-    def finish_bundle(self) -> Iterator[WindowedValue]:
-        bundle, self._bundle = self._bundle, {}
-        for (start, shard), partials in bundle.items():
-            encoded = self._partials.codec.encode(self._partials.merge(partials))
-            last = Timestamp(micros=start + self._window.slice_size - _MS)
-            yield WindowedValue((self._shard_keys[shard], encoded), last, (GlobalWindow(),))
-
-    def _too_late(
-        self, times: npt.NDArray[np.int64], slices: npt.NDArray[np.int64], before: int, disorder: int
-    ) -> npt.NDArray[np.bool_] | None:
-        """Which events are late, judged row by row so that it does not matter how the rows were batched; None: none."""
-        closed_at = slices + (self._window.slice_size + self._lateness)
-        if int(closed_at.min()) > max(before + _MS, int(times.max()) - disorder):
-            return None
-        passed = np.maximum((np.maximum.accumulate(times) - disorder) // _MS * _MS, before + _MS)
-        late: npt.NDArray[np.bool_] = closed_at <= passed
-        return late if late.any() else None
-
-    def _note_stored(self, events: int) -> None:
-        self._stored_count += events
-        self._already_stored.inc(events)
-        self._note("already_stored", self._stored_count)
-
-    def _note(self, kind: str, events: int) -> None:
-        self._record.put(kind, f"{self._metric.name}-{os.getpid()}-{id(self)}", {"metric": self._metric.name, "events": events}, now=True)
-
-    def _late_rows(self, events: pa.RecordBatch, slices: npt.NDArray[np.int64], timestamp: Any) -> Any:
-        self._late_count += events.num_rows
-        self._late.inc(events.num_rows)
-        self._note("late", self._late_count)
-        fields = [column for column, name in zip(events.columns, events.schema.names, strict=True) if not name.startswith("__")]
-        columns = [
-            pa.repeat(self._metric.name, events.num_rows), pa.array(slices).cast(EVENT_TIME_TYPE),
-            events.column(SPLIT).cast(pa.string()), events.column(POSITION), events.column(EVENT_TIME), *fields,
-        ]
-        return beam.pvalue.TaggedOutput("late", TimestampedValue(pa.record_batch(columns, schema=self._late_schema), timestamp))
+    window = options.window.create()
+    early = options.emit != "final"
+    return Metric(
+        options.metric, dict(options.by), aggregates, schema, options.shards, window.key,
+        withdraws=is_session(window) or (options.keys is not None and early),
+        extra=SESSION_STATE if is_session(window) else (),
+        others=options.keys is not None and not options.letters,
+        limit=None if options.keys is None else -(-options.keys.limit // options.shards),
+    )  # fmt: skip

@@ -26,8 +26,6 @@ import numpy.typing as npt
 import pyarrow as pa
 from apache_beam.coders import BytesCoder
 from apache_beam.metrics import Metrics
-from apache_beam.runners.direct.direct_runner import SwitchingDirectRunner
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
 from apache_beam.utils.shared import Shared
@@ -39,6 +37,7 @@ from streamgauge.transforms.config import MICROSECONDS, Config, Duration, did_yo
 from streamgauge.transforms.hashing import hash_rows, spread_key
 from streamgauge.transforms.options import StreamgaugeOptions
 from streamgauge.transforms.record import JobRecord
+from streamgauge.transforms.runners import keeps_time
 from streamgauge.transforms.seen_ids import DUPLICATE, NEVER, NO_ID, UNJUDGED, SeenIds, ids_of, log_codec
 from streamgauge.transforms.stable_ids import full_label, own_timers
 
@@ -106,16 +105,10 @@ class Deduplicate(beam.PTransform):  # type: ignore[misc]
         kept = (
             events
             | "Shards" >> beam.ParDo(_ShardDoFn(self.options, schema)).with_output_types(tuple[bytes, bytes])
-            | "Seen" >> beam.ParDo(seen(self.options, schema, folder, forgets=_keeps_time(events.pipeline.runner)))
+            | "Seen" >> beam.ParDo(seen(self.options, schema, folder, forgets=keeps_time(events.pipeline.runner)))
         )
         kept.element_type = BatchType(schema)
         return kept
-
-
-def _keeps_time(runner: Any) -> bool:
-    """Whether the runner fires event-time timers when their time has come. Beam's FnApiRunner, for bounded input, fires them whenever a
-    splittable DoFn pauses: there nothing is forgotten, and memory grows with the input."""
-    return not isinstance(runner, (FnApiRunner, SwitchingDirectRunner))
 
 
 def check_ids(by: list[str], schema: pa.Schema) -> None:

@@ -1,18 +1,20 @@
-"""Merging partials in keyed state: one table per (shard, window)."""
+"""Merging partials in keyed state: one table per (shard, slice)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import apache_beam as beam
 import pyarrow as pa
 from apache_beam.coders import BytesCoder
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
-from apache_beam.utils.timestamp import Timestamp
+from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 
 from streamgauge.transforms.partials import Metric, Partials
+from streamgauge.transforms.results import ResultRows
 
 COMPACT_AFTER = 64
 """Partials appended to one bag before they are merged into one: bounds the size of state and the cost of a firing."""
@@ -20,28 +22,75 @@ COMPACT_AFTER = 64
 COMPACT_BEYOND = 8
 """A result leaves so many partials as they are: each distinct bag that a bundle changes costs a round trip at its end."""
 
-_OPEN, _FINAL = b"\x00", b"\x01"
-"""First byte of a stored partial: _FINAL when it was merged after the watermark had passed the window's end."""
+NEW, SHOWN, FINAL = b"\x00", b"\x01", b"\x02"
+"""First byte of a stored partial: what no result has yet, what an early result had, what a final one had."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What is known of a slice when a timer fires.
+
+    Attributes:
+        rows: the merged partial of the whole slice.
+        changed: the same, of the keys that changed since the last time.
+        gone: of keys that had early results and are beyond the limit now; None: none.
+        start, end: bounds of the slice, microseconds.
+        final: the watermark has passed its end.
+        watermark: microseconds; how far event time had come. None: not known.
+    """
+
+    rows: pa.RecordBatch
+    changed: pa.RecordBatch
+    gone: pa.RecordBatch | None
+    start: int
+    end: int
+    final: bool
+    watermark: int | None
+
+
+class Output(Protocol):
+    """What becomes of a merged slice."""
+
+    def of(self, key: bytes, partials: Partials, merged: Merged) -> Iterator[Any]:
+        """The elements that are emitted for a shard."""
+
+
+class Results:
+    """A slice is a whole window: its result rows."""
+
+    def __init__(self, rows: ResultRows | None = None) -> None:
+        self._rows = rows or ResultRows()
+
+    def of(self, key: bytes, partials: Partials, merged: Merged) -> Iterator[Any]:
+        return self._rows.of(
+            key, partials, merged.changed, merged.start, merged.end, final=merged.final, watermark=merged.watermark, gone=merged.gone
+        )  # fmt: skip
 
 
 class MergeDoFn(beam.DoFn):  # type: ignore[misc]
-    """(shard key, encoded partial) in windows of one slice -> result rows.
+    """(shard key, encoded partial) in windows of one slice -> what ``output`` makes of the merged slice.
 
-    State is a bag of encoded partials; adding one reads nothing. Timers read: ``end`` at the window's last moment (again for every
-    late partial, at the watermark's next step) and ``emit`` every so often in between. Beam clears a window's state
+    State is a bag of encoded partials; adding one reads nothing. Timers read: ``end`` at the slice's last moment (again for every
+    late partial, at the watermark's next step) and ``emit`` every so often in between. Beam clears a slice's state
     when the watermark passes its end plus the lateness; nothing later comes here, see aggregate.py.
+
+    Args:
+        emit_every: microseconds of processing time between early results; 0: at every change; None: no early results.
+        earlier: see Partials.
     """
 
     PARTIALS = BagStateSpec("partials", BytesCoder())
     END = TimerSpec("end", TimeDomain.WATERMARK)
     EMIT = TimerSpec("emit", TimeDomain.REAL_TIME)
 
-    def __init__(self, metric: Metric, emit_every: int | None, earlier: Sequence[pa.Schema] = ()) -> None:
+    def __init__(self, metric: Metric, emit_every: int | None, earlier: Sequence[pa.Schema] = (), output: Output | None = None) -> None:
         self._metric = metric
         self._earlier = earlier
         self._emit_every = emit_every
+        self._output = output or Results()
         self._appended: dict[tuple[bytes, int], int] = {}
         self._armed: set[tuple[bytes, int]] = set()
+        self._progress = Progress()
 
     def setup(self) -> None:
         self._partials = Partials(self._metric, self._earlier)
@@ -59,15 +108,13 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
         emit: Any = beam.DoFn.TimerParam(EMIT),
     ) -> None:
         shard, partial = element
-        partials.add(_OPEN + partial)
+        partials.add(NEW + partial)
         key = (shard, window.start.micros)
         if key not in self._armed:
             self._armed.add(key)
             end.set(window.max_timestamp())
             if self._emit_every is not None:
-                now = Timestamp.now().micros
-                # Multiples of the period: setting it again within one period moves nothing.
-                emit.set(Timestamp(micros=(now // self._emit_every + 1) * self._emit_every))
+                emit.set(next_emission(self._emit_every))
         appended = self._appended.get(key, 0) + 1
         if appended >= COMPACT_AFTER:
             self._compact(partials)
@@ -79,49 +126,75 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
         self,
         key: bytes = beam.DoFn.KeyParam,
         window: Any = beam.DoFn.WindowParam,
+        fired: Any = beam.DoFn.TimestampParam,
         partials: Any = beam.DoFn.StateParam(PARTIALS),
         emit: Any = beam.DoFn.TimerParam(EMIT),
-    ) -> Iterator[pa.RecordBatch]:
-        """The watermark passed the window's end: the final result, or its correction by late events."""
+    ) -> Iterator[Any]:
+        """The watermark passed the slice's end: the final result, or its correction by late events."""
         self._forget(key, window)
+        self._progress.see(fired)
         if self._emit_every is not None:
             emit.clear()
-        yield from self._emit(partials, window, final=True)
+        yield from self._emit(key, partials, window, final=True)
 
     @on_timer(EMIT)
     def periodic(
         self, key: bytes = beam.DoFn.KeyParam, window: Any = beam.DoFn.WindowParam, partials: Any = beam.DoFn.StateParam(PARTIALS)
-    ) -> Iterator[pa.RecordBatch]:
+    ) -> Iterator[Any]:
         """The result so far."""
         self._forget(key, window)
-        yield from self._emit(partials, window, final=False)
+        yield from self._emit(key, partials, window, final=False)
 
-    def _emit(self, partials: Any, window: Any, *, final: bool) -> Iterator[pa.RecordBatch]:
+    def _emit(self, key: bytes, partials: Any, window: Any, *, final: bool) -> Iterator[Any]:
         stored = list(partials.read())
-        if not stored:
+        new = [data for data in stored if data[:1] == NEW]
+        was_final = any(data[:1] == FINAL for data in stored)
+        if not stored or (not new and (was_final or not final)):
             return
-        final = final or _was_final(stored)
-        merged = self._merge(stored)
-        # A rewrite costs more than the next reader saves on a few partials; only a periodic result asks whether the window was final.
-        if len(stored) > COMPACT_BEYOND or (self._emit_every is not None and (len(stored) > 1 or final != _was_final(stored))):
-            self._replace(partials, merged, final=final)
-        yield self._partials.results(merged, window.start.micros, window.end.micros, final=final)
+        old = [data for data in stored if data[:1] != NEW]
+        rows, changed, gone = self._partials.merge_changed(self._decode(old), self._decode(new))
+        final = final or was_final
+        # A rewrite costs more than the next reader saves on a few partials; only a periodic result asks what was there before.
+        if len(stored) > COMPACT_BEYOND or self._emit_every is not None:
+            partials.clear()
+            partials.add((FINAL if final else SHOWN) + self._partials.codec.encode(rows))
+        whole = (final and not was_final) or bool(changed.all())
+        merged = Merged(
+            rows, rows if whole else rows.filter(pa.array(changed)), gone, window.start.micros, window.end.micros, final, self._progress.watermark
+        )  # fmt: skip
+        yield from self._output.of(key, self._partials, merged)
 
     def _forget(self, key: bytes, window: Any) -> None:
         self._armed.discard((key, window.start.micros))
         self._appended.pop((key, window.start.micros), None)
 
     def _compact(self, partials: Any) -> None:
+        """New partials become one; what results had stays apart, for they tell what changed."""
         stored = list(partials.read())
-        self._replace(partials, self._merge(stored), final=_was_final(stored))
-
-    def _merge(self, stored: list[bytes]) -> pa.RecordBatch:
-        return self._partials.merge([self._partials.decode(data[1:]) for data in stored])
-
-    def _replace(self, partials: Any, merged: pa.RecordBatch, *, final: bool) -> None:
+        new = self._partials.merge(self._decode([data for data in stored if data[:1] == NEW]))
         partials.clear()
-        partials.add((_FINAL if final else _OPEN) + self._partials.codec.encode(merged))
+        for data in stored:
+            if data[:1] != NEW:
+                partials.add(data)
+        partials.add(NEW + self._partials.codec.encode(new))
+
+    def _decode(self, stored: Sequence[bytes]) -> list[pa.RecordBatch]:
+        return [self._partials.decode(data[1:]) for data in stored]
 
 
-def _was_final(stored: list[bytes]) -> bool:
-    return any(data.startswith(_FINAL) for data in stored)
+class Progress:
+    """How far event time has come, as far as one worker's timers have told."""
+
+    def __init__(self) -> None:
+        self.watermark: int | None = None
+
+    def see(self, fired: Timestamp) -> None:
+        """An event-time timer for this moment fired."""
+        if fired > MIN_TIMESTAMP and (self.watermark is None or fired.micros > self.watermark):
+            self.watermark = fired.micros
+
+
+def next_emission(every: int) -> Timestamp:
+    """When early results are due: now, or the next multiple of the period, so that setting the timer again within one period moves nothing."""
+    now = Timestamp.now()
+    return now if every == 0 else Timestamp(micros=(now.micros // every + 1) * every)

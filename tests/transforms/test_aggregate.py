@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamgauge.transforms import AggregateWindows
-from streamgauge.transforms.aggregate import Stored
 from streamgauge.transforms.batch import EVENT_TIME, EVENT_TIME_TYPE, POSITION, SPLIT, SPLIT_TYPE, BatchType, with_disorder
+from streamgauge.transforms.reduce import Stored
 from streamgauge.transforms.replay import ReplayPoint
 from streamgauge.transforms.watermark import reported
 from tests.collect import Collected

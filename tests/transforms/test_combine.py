@@ -1,0 +1,89 @@
+"""Windows of several slices: what a store holds in the end is what plain Python says of the events that were in time."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamgauge.transforms.windows import WINDOWS
+from tests.transforms.streamed import MS, Event, Step, folded, micros, streamed
+
+S = 1000 * MS
+WINDOWS_TRIED: list[dict[str, Any]] = [
+    {"sliding": {"size": "3s", "every": "1s"}}, {"sliding": {"size": "5s", "every": "2s"}}, {"sliding": {"size": "2s", "every": "2s", "offset": "500ms"}},
+    {"cumulative": {"size": "4s", "every": "1s"}}, {"cumulative": {"size": "6s", "every": "3s", "offset": "1s"}}, {"tumbling": "2s"},
+]  # fmt: skip
+
+EVENTS = st.lists(st.tuples(st.integers(0, 12_000).map(lambda ms: ms * MS), st.none() | st.sampled_from("ab"), st.integers(-9, 9)), min_size=1, max_size=8)
+STEPS = st.lists(EVENTS | st.integers(0, 14_000) | st.just("clock"), min_size=1, max_size=9)
+
+
+def windows_with(window: dict[str, Any], time: int) -> list[tuple[int, int]]:
+    """Bounds of the windows with this time, from the definition."""
+    ((kind, given),) = window.items()
+    plugin = WINDOWS.load(kind)
+    options = plugin.Options(**(given if isinstance(given, dict) else {"size": given}))
+    if kind == "cumulative":
+        start = time - (time - options.offset) % options.size
+        return [(start, end) for end in range(start + options.every, start + options.size + 1, options.every) if end > time]
+    every = options.every if kind == "sliding" else options.size
+    last = time - (time - options.offset) % every
+    return sorted((start, start + options.size) for start in range(last, time - options.size, -every))
+
+
+def rising(steps: list[Any]) -> list[Step]:
+    """The watermark never goes back; milliseconds to microseconds."""
+    made: list[Step] = []
+    newest = -(10**9)
+    for step in steps:
+        if isinstance(step, int):
+            if step * MS - MS > newest:
+                newest = step * MS - MS
+                made.append(newest)
+        else:
+            made.append(step)
+    return made
+
+
+@settings(deadline=None, max_examples=25)
+@given(STEPS, st.sampled_from(WINDOWS_TRIED), st.sampled_from([0, 1500 * MS, 60 * S]), st.sampled_from(["final", {"every": "500ms"}, "on_change"]))
+def test_what_a_store_holds_in_the_end(steps: list[Any], window: dict[str, Any], lateness: int, emit: Any) -> None:
+    stream = rising(steps)
+    rows, late = streamed(stream, window=window, lateness=lateness, emit=emit)
+    watermark = -(10**15)
+    late_then: list[Event] = []
+    wanted: dict[tuple[int, int, str | None], list[int]] = defaultdict(list)
+    unsure = set()
+    for step in stream:
+        if isinstance(step, int):
+            watermark = step
+        elif not isinstance(step, str):
+            for time, key, value in step:
+                windows = windows_with(window, time)
+                if windows[-1][1] + lateness <= watermark + MS:
+                    late_then.append((time, key, value))
+                    continue
+                for start, end in windows:
+                    wanted[start, end, key].append(value)
+                    if end + lateness <= watermark + MS:
+                        unsure.add((start, end))
+    assert sorted((micros(row["event_time"]), row["key"] or "", row["value"]) for row in late) == sorted((time, key or "", value) for time, key, value in late_then)
+    stored = folded(rows, "window_start", "window_end", "key")
+    found = {(micros(start), micros(end), key): (row["total"], row["events"]) for (start, end, key), row in stored.items()}
+    assert all(row["final"] and row["revision"] == row["events"] for row in stored.values())
+    sure = {name: (sum(values), len(values)) for name, values in wanted.items() if name[:2] not in unsure}
+    assert {name: values for name, values in found.items() if name[:2] not in unsure} == sure
+
+
+@pytest.mark.parametrize("emit", [{"every": "500ms"}, "on_change"])
+def test_early_results_are_of_the_window_that_ends_next(emit: Any) -> None:
+    steps: list[Step] = [[(100 * MS, "a", 1)], "clock", [(200 * MS, "a", 2), (1100 * MS, "b", 4)], "clock"]
+    rows, _ = streamed(steps, window={"sliding": {"size": "3s", "every": "1s"}}, emit=emit)
+    early = [(micros(row["window_end"]) // S, row["key"], row["total"]) for row in rows if not row["final"]]
+    assert (1, "a", 1) in early
+    assert early[-1] in {(2, "b", 4), (2, "a", 3)}
+    assert {end for end, _, _ in early} <= {1, 2}
