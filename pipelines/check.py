@@ -22,6 +22,7 @@ def plan(job: Job) -> dict[str, Any]:
         "bounded": job.bounded,
         "runner": "direct" if job.bounded else "flink",
         "sources": [_source(job, step) for step in job.of("ReadEvents")],
+        "maps": [_map(job, step) for step in job.of("MapEvents")],
         "deduplicates": [_deduplicate(step) for step in job.of("Deduplicate")],
         "metrics": [_metric(job, step) for step in job.of("AggregateWindows")],
         "sinks": [_sink(job, step) for step in job.of("WriteResults")],
@@ -32,7 +33,6 @@ def plan(job: Job) -> dict[str, Any]:
 def _source(job: Job, step: Step) -> dict[str, Any]:
     options = step.options
     connector, time = options.source.create(), options.time
-    handling = options.error_handling
     return {
         "step": step.name,
         "line": step.line,
@@ -42,7 +42,21 @@ def _source(job: Job, step: Step) -> dict[str, Any]:
         "format": options.format.name,
         "fields": dict(options.format.options.fields),
         "time": {"field": time.field, "unit": time.unit, "disorder": format_duration(time.disorder), "idle": format_duration(time.idle)},
-        "rejected": _takers(job, step, handling.output) if handling else [f"parquet:{job.record_folder / 'dead_letters'}"],
+        "rejected": _letters(job, step),
+    }
+
+
+def _map(job: Job, step: Step) -> dict[str, Any]:
+    options = step.options
+    fields = [field for field in step.schema or [] if not field.name.startswith("__")]
+    does = options.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude={"error_handling"})
+    return {
+        "step": step.name,
+        "line": step.line,
+        "reads": [output.step.name for output in origins(step)],
+        "does": {name: does[name] for name in ("explode", "where", "fields", "python", "keep", "drop") if name in does},
+        "fields": {field.name: str(field.type) for field in fields} if step.schema is not None else None,
+        "rejected": _letters(job, step),
     }
 
 
@@ -70,12 +84,20 @@ def _metric(job: Job, step: Step) -> dict[str, Any]:
         "by": dict(options.by),
         "aggregates": {name: {"is": _words(choice), "type": types.get(name)} for name, choice in options.aggregates.items()},
         "lateness": format_duration(options.lateness),
-        "emit": "final" if options.emit == "final" else {"every": format_duration(options.emit.every)},
+        "emit": options.emit if isinstance(options.emit, str) else {"every": format_duration(options.emit.every)},
+        "keys": options.keys.model_dump() if options.keys else None,
+        "rejected": _letters(job, step) if options.letters else None,
         "late": _takers(job, step, "late") if options.late else None,
         "results": _takers(job, step, "results"),
         "key": list(RowSpec.of(metric.result_schema).key) if metric else ["metric", *options.by, "window_start"],
         "shards": options.shards,
     }
+
+
+def _letters(job: Job, step: Step) -> list[str]:
+    """Where the dead letters of a step go."""
+    handling = step.options.error_handling
+    return _takers(job, step, handling.output) if handling else [f"parquet:{job.record_folder / 'dead_letters'}"]
 
 
 def _sink(job: Job, step: Step) -> dict[str, Any]:
@@ -119,6 +141,8 @@ def show(job: Job, console: Console) -> None:
     _line(console, "runs on", f"{runner}: {why}")
     for source in found["sources"]:
         _show_source(console, job, source)
+    for mapped in found["maps"]:
+        _show_map(console, job, mapped)
     for deduplicate in found["deduplicates"]:
         _show_deduplicate(console, job, deduplicate)
     for metric in found["metrics"]:
@@ -145,6 +169,31 @@ def _show_source(console: Console, job: Job, source: dict[str, Any]) -> None:
     _line(console, "rejected", f"dead letters go to {_and(source['rejected'])}")
 
 
+def _show_map(console: Console, job: Job, mapped: dict[str, Any]) -> None:
+    _title(console, "map", mapped["step"], f"{job.path}:{mapped['line']}")
+    _line(console, "reads", f"events of {_and(mapped['reads'])}")
+    does = mapped["does"]
+    if "explode" in does:
+        explode = does["explode"]
+        _line(console, "explode", f"one event of each item of {explode if isinstance(explode, str) else explode['field']}")
+    if "where" in does:
+        _line(console, "where", does["where"])
+    for index, (name, sql) in enumerate(does.get("fields", {}).items()):
+        _line(console, "" if index else "fields", f"{name} = {sql}")
+    if "python" in does:
+        python = does["python"]
+        _line(console, "python", f"{', '.join(python['schema'])} = {python['function']} over {_TAKEN[python.get('takes', 'batch')]}")
+    for key in ("keep", "drop"):
+        if key in does:
+            _line(console, key, ", ".join(does[key]) or "no field")
+    if mapped["fields"] is not None:
+        _line(console, "gives", ", ".join(f"{name} {kind}" for name, kind in mapped["fields"].items()) or "events without fields")
+    _line(console, "rejected", f"events without an answer go to {_and(mapped['rejected'])}")
+
+
+_TAKEN = {"batch": "Arrow batches", "pandas": "pandas frames", "polars": "Polars frames", "numpy": "NumPy arrays"}
+
+
 def _show_deduplicate(console: Console, job: Job, deduplicate: dict[str, Any]) -> None:
     _title(console, "deduplicate", ", ".join(deduplicate["by"]), f"{job.path}:{deduplicate['line']}")
     _line(console, "reads", f"events of {_and(deduplicate['reads'])}")
@@ -161,7 +210,11 @@ def _show_metric(console: Console, job: Job, metric: dict[str, Any]) -> None:
     for index, (name, aggregate) in enumerate(metric["aggregates"].items()):
         _line(console, "" if index else "aggregates", f"{name} = {aggregate['is']}" + (f" ({aggregate['type']})" if aggregate["type"] else ""))
     emit = metric["emit"]
-    _line(console, "emits", "the final result, once the watermark has passed the window" + ("" if emit == "final" else f"; current ones every {emit['every']}"))
+    early = {"final": "", "on_change": "; the current one at every change"}[emit] if isinstance(emit, str) else f"; current ones every {emit['every']}"
+    _line(console, "emits", f"the final result, once the watermark has passed the window{early}")
+    if metric["keys"]:
+        beyond = "have one row a shard" if metric["rejected"] is None else f"are counted in dead letters, which go to {_and(metric['rejected'])}"
+        _line(console, "keys", f"{metric['keys']['limit']:,} have rows of their own in a window; the others {beyond}")
     late = metric["late"]
     after = f"corrected for {metric['lateness']} after the window's end, then late events" if metric["lateness"] != "0s" else "late events"
     _line(console, "late", f"{after} are {'counted' if late is None else 'counted and go to ' + _and(late)}")

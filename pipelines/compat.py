@@ -173,6 +173,8 @@ def _aggregating(name: str, before: dict[str, Any], after: dict[str, Any]) -> It
         yield Change(name, what, "refused", f"open windows hold the time at which they are cleared, and closed ones would open again with part of their events; {REPLAY}")
     if before["shards"] != after["shards"]:
         yield Change(name, f"shards {before['shards']} -> {after['shards']}", "refused", f"keys of open windows would be in other shards; {REPLAY}")
+    if before["keys"] != after["keys"]:
+        yield Change(name, f"keys {_limit(before)} -> {_limit(after)}", "refused", f"open windows have the keys of the old limit; {REPLAY}")
     yield from _dimensions(name, before, after)
     yield from _state_columns(name, before, after)
     if before["metric"] != after["metric"]:
@@ -223,6 +225,11 @@ _COMPARED = {READ: _reading, AGGREGATE: _aggregating}
 
 def _duration(value: Any) -> str:
     return format_duration(value) if isinstance(value, int) else "unset"
+
+
+def _limit(values: dict[str, Any]) -> str:
+    keys = values["keys"]
+    return "without a limit" if keys is None else f"limit {keys['limit']}, beyond {keys['beyond']}"
 
 
 def _fields(dimensions: list[list[str]]) -> str:

@@ -15,12 +15,13 @@ from streamgauge.pipelines.job_yaml import Document
 from streamgauge.transforms.aggregate import AggregateOptions, build_metric
 from streamgauge.transforms.deduplicate import DeduplicateOptions, check_ids
 from streamgauge.transforms.event_time import EventTime
+from streamgauge.transforms.map_events import MapOptions, mapped_schema, problems_of
 from streamgauge.transforms.read import ReadOptions, read_schema
 from streamgauge.transforms.write import WriteOptions
 
 
 class Flow:
-    """Checks the steps, whose inputs are known, and gives each AggregateWindows its ``metric``; ``problems`` has every mistake."""
+    """Checks the steps, whose inputs are known, and gives each AggregateWindows its ``metric`` and each MapEvents its ``schema``; ``problems`` has every mistake."""
 
     def __init__(self, document: Document, steps: list[Step], read: set[tuple[int, str | None]]) -> None:
         self.steps = steps
@@ -36,6 +37,16 @@ class Flow:
         for step in self.steps:
             if isinstance(step.options, ReadOptions):
                 self._checked((*step.path, "config", "time", "field"), partial(event_schema, step))
+        if self.problems:
+            return
+        for step in self.steps:
+            if isinstance(step.options, (DeduplicateOptions, MapOptions)) and step in event_sources(step):
+                self._problem((*step.path, "input"), f"{step.name} reads its own output")
+        if self.problems:
+            return
+        for step in self.steps:
+            if isinstance(step.options, MapOptions):
+                self._mapped(step, step.options)
         if self.problems:
             return
         for step in self.steps:
@@ -57,7 +68,7 @@ class Flow:
         for output in origins(step):
             if output.kind not in ("events", None):
                 self._problem((*step.path, "input"), f"{step.type} takes events; {output.step.name}.{output.name} gives {output.kind}")
-        schemas = [event_schema(source) for source in event_sources(step) if isinstance(source.options, ReadOptions)]
+        schemas = self._schemas(step)
         if not schemas or self.problems:
             return None
         if any(not schema.equals(schemas[0]) for schema in schemas):
@@ -65,10 +76,39 @@ class Flow:
             return None
         return schemas[0]
 
-    def _deduplicated(self, step: Step, options: DeduplicateOptions) -> None:
-        if step in event_sources(step):
-            self._problem((*step.path, "input"), f"{step.name} reads its own output")
+    def _schemas(self, step: Step) -> list[pa.Schema]:
+        """Of the events of each step that a step reads, through Deduplicate; none of those that are not known."""
+        found: list[pa.Schema] = []
+        for output in origins(step):
+            options = output.step.options
+            if isinstance(options, ReadOptions):
+                found.append(event_schema(output.step))
+            elif isinstance(options, DeduplicateOptions):
+                found += self._schemas(output.step)
+            elif isinstance(options, MapOptions):
+                before = self._schemas(output.step)
+                found += [mapped_schema(options, before[0])] if before else []
+        return found
+
+    def _mapped(self, step: Step, options: MapOptions) -> None:
+        """MapEvents that follow others are looked at after them, so that no mistake is told twice."""
+        if step.schema is not None:
             return
+        for before in event_sources(step):
+            if isinstance(before.options, MapOptions):
+                self._mapped(before, before.options)
+        if self.problems:
+            return
+        schema = self._events(step)
+        if schema is None:
+            return
+        found = problems_of(options, schema)
+        for path, message in found:
+            self._problem((*step.path, "config", *path), message)
+        if not found:
+            step.schema = mapped_schema(options, schema)
+
+    def _deduplicated(self, step: Step, options: DeduplicateOptions) -> None:
         schema = self._events(step)
         if schema is not None:
             for index, name in enumerate(options.by):
@@ -124,13 +164,13 @@ def event_schema(step: Step) -> pa.Schema:
 
 
 def event_sources(step: Step) -> list[Step]:
-    """The steps whose events reach a step, also through Deduplicate, which passes on what it takes; Deduplicates among them."""
+    """The steps whose events reach a step, also through Deduplicate and MapEvents; these are among them."""
     found: list[Step] = []
     asked = [step]
     while asked:
         others = [output.step for output in origins(asked.pop()) if output.step not in found]
         found += others
-        asked += [other for other in others if isinstance(other.options, DeduplicateOptions)]
+        asked += [other for other in others if isinstance(other.options, (DeduplicateOptions, MapOptions))]
     return found
 
 

@@ -127,9 +127,10 @@ def _aggregating(transform: AggregateWindows, metric: Metric) -> dict[str, Any]:
         "partial": schema_text(metric.partial_schema),
         "window": {
             "kind": options.window.name, "options": _plain(options.window.options), "says": window.describe(),
-            "slice_size": window.slice_size, "offset": window.offset,
+            "slice_size": getattr(window, "slice_size", None), "offset": getattr(window, "offset", None),
         },
         "lateness": options.lateness,
+        "keys": None if options.keys is None else _plain(options.keys),
         "shards": options.shards,
         "emit": options.emit if options.emit == "final" else _plain(options.emit),
     }  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
 from pydantic import ValidationError
 
 from streamgauge.pipelines.job_beam import BeamTypes
@@ -14,12 +15,14 @@ from streamgauge.pipelines.job_yaml import Document
 from streamgauge.transforms.aggregate import AggregateOptions
 from streamgauge.transforms.config import Config, did_you_mean
 from streamgauge.transforms.deduplicate import DeduplicateOptions
+from streamgauge.transforms.map_events import MapOptions
 from streamgauge.transforms.partials import Metric
 from streamgauge.transforms.read import ReadOptions
 from streamgauge.transforms.write import WriteOptions
 
 VOCABULARY: dict[str, type[Config]] = {
-    "ReadEvents": ReadOptions, "Deduplicate": DeduplicateOptions, "AggregateWindows": AggregateOptions, "WriteResults": WriteOptions,
+    "ReadEvents": ReadOptions, "MapEvents": MapOptions, "Deduplicate": DeduplicateOptions, "AggregateWindows": AggregateOptions,
+    "WriteResults": WriteOptions,
 }  # fmt: skip
 """Our transforms by the name that job files use, with their options."""
 
@@ -27,9 +30,8 @@ _STEP_KEYS = ("type", "name", "input", "config", "resource_hints")
 _BEAM_STEP_KEYS = (*_STEP_KEYS, "output", "windowing", "output_schema")
 _NEST_KEYS = ("type", "name", "input", "output", "windowing", "resource_hints", "transforms", "extra_transforms", "source", "sink")
 _NESTS = ("chain", "composite")
-_MORE_OUTPUTS = {
-    "ReadEvents": "; dead letters have one with `error_handling: {output: rejected}`", "AggregateWindows": "; late events have one with `late: true`",
-}  # fmt: skip
+_DEAD_LETTERS = "; dead letters have one with `error_handling: {output: rejected}`"
+_MORE_OUTPUTS = {"ReadEvents": _DEAD_LETTERS, "MapEvents": _DEAD_LETTERS, "AggregateWindows": "; late events have one with `late: true`"}
 """By type of step, what to do for the output that it has only when asked for."""
 
 
@@ -39,7 +41,7 @@ class Step:
 
     Attributes:
         name: as other steps call it. options: validated; None for Beam's own transforms. inputs: what it reads, looked up through chains and composites.
-        metric: of an AggregateWindows whose events' schema is known.
+        metric: of an AggregateWindows whose events' schema is known. schema: of the events of a MapEvents, where it is known.
     """
 
     name: str
@@ -49,16 +51,18 @@ class Step:
     options: Any = None
     inputs: tuple[Output, ...] = ()
     metric: Metric | None = None
+    schema: pa.Schema | None = None
 
     def outputs(self) -> dict[str, str]:
         """What the rows of each output are; the main output first. Nothing is known of Beam's own transforms."""
-        if isinstance(self.options, ReadOptions):
+        if isinstance(self.options, (ReadOptions, MapOptions)):
             handling = self.options.error_handling
             return {"events": "events"} | ({handling.output: "dead letters"} if handling else {})
         if isinstance(self.options, DeduplicateOptions):
             return {"events": "events"}
         if isinstance(self.options, AggregateOptions):
-            return {"results": "results"} | ({"late": "late events"} if self.options.late else {})
+            handling = self.options.error_handling
+            return {"results": "results"} | ({"late": "late events"} if self.options.late else {}) | ({handling.output: "dead letters"} if handling else {})
         if isinstance(self.options, WriteOptions) and self.options.error_handling is not None:
             return {self.options.error_handling.output: "dead letters"}
         return {}
@@ -218,7 +222,7 @@ class Steps:
         if isinstance(step.options, ReadOptions) and step.inputs:
             self._problem((*step.path, "input"), "ReadEvents reads its source and takes no input")
         elif not isinstance(step.options, ReadOptions) and not step.inputs and not self.problems:
-            other = {"Deduplicate": "ReadEvents", "AggregateWindows": "ReadEvents", "WriteResults": "AggregateWindows"}[step.type]
+            other = "AggregateWindows" if step.type == "WriteResults" else "ReadEvents"
             self._problem(step.path, f"{step.type} needs an input; name the step it reads, such as `input: {other}`")
 
     def _spec(self, member: Step | _Nest) -> Mapping[str, Any]:
@@ -265,7 +269,7 @@ class Steps:
         outputs = list(step.outputs())
         if not outputs:
             raise _NotThere(f"{step.name} has no output; it is where rows leave the job")
-        handled = isinstance(step.options, ReadOptions)
+        handled = isinstance(step.options, (ReadOptions, MapOptions))
         if name is None:
             if len(outputs) > 1 and not handled:
                 raise _NotThere(f"{step.name} has the outputs {' and '.join(outputs)}: write {' or '.join(f'{step.name}.{output}' for output in outputs)}")

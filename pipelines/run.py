@@ -24,9 +24,9 @@ from streamgauge.pipelines.run_cluster import Launch, run_on_cluster
 from streamgauge.pipelines.run_scope import interrupts, logs_to, only_run, shown_as, stderr_to, waiting_for
 from streamgauge.pipelines.run_state import Run, check_fits, last_run, remember, start_anew, start_layouts, start_replay
 from streamgauge.pipelines.services.flink import EmbeddedFlink, flink_options, latest_checkpoint
-from streamgauge.transforms.aggregate import late_schema
 from streamgauge.transforms.dead_letter import SCHEMA as DEAD_LETTER_SCHEMA
 from streamgauge.transforms.record import JobRecord
+from streamgauge.transforms.reduce import late_schema
 from streamgauge.transforms.rows import RowSpec
 
 PARALLELISM = 2

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 from streamgauge.pipelines.compat import compare
 from streamgauge.pipelines.job import Job, JobError
 from streamgauge.pipelines.replay_point import ReplayError, make_replay_point
+from streamgauge.transforms.files import replace_text
 from streamgauge.transforms.record import JobRecord
 from streamgauge.transforms.replay import ReplayPoint
 from streamgauge.transforms.state_layout import Layout, read_layouts, write_layouts
@@ -66,9 +67,7 @@ def last_run(folder: Path) -> Run | None:
 
 def remember(folder: Path, run: Run) -> None:
     """Replaces what is known of the last run."""
-    unfinished = folder / f".{_FILE}.part"
-    unfinished.write_text(json.dumps(asdict(run), indent=1))
-    unfinished.replace(folder / _FILE)
+    replace_text(folder / _FILE, json.dumps(asdict(run), indent=1))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

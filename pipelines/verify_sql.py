@@ -210,6 +210,8 @@ def _timestamp(index: int, kind: str, number: str, string: str) -> _Typed:
         if power < 0:
             # Division of decimals is one of doubles: first whole nanoseconds, then whole microseconds.
             scaled = _floor_divided(f"TRY_CAST(floor(exact{index}) AS HUGEINT)", 10**-power)
+        # A hair before the epoch is nothing as a decimal.
+        scaled = f"CASE WHEN exact{index} = 0 AND TRY_CAST({text} AS DOUBLE) < 0 THEN -1 ELSE {scaled} END"
         read = f"CASE WHEN {number} THEN CASE WHEN abs(exact{index}) < {10 ** (18 - power)} THEN TRY_CAST({scaled} AS BIGINT) END ELSE {read} END"
     return _Typed(parts, read, f"({value} >= {_YEAR_1} AND {value} < {_YEAR_10000})")
 

@@ -23,6 +23,7 @@ from streamgauge.pipelines.services.flink_cluster import FlinkCluster
 from streamgauge.pipelines.services.kafka import KafkaServer
 from streamgauge.pipelines.services.process import port_open, stop_group
 from streamgauge.pipelines.services.questdb import QuestDbServer
+from streamgauge.transforms.files import replace_text
 
 PORTS = {"kafka": 9092, "questdb": 9000, "flink": 8081}
 GRACE_S = 15.0
@@ -153,9 +154,7 @@ def _start(name: str, base: Path, port: int | None, sizes: Sizes) -> Server:
     assert pid is not None
     created = psutil.Process(pid).create_time()
     state = Server(name, "running", pid, created, ports, address, str(server.log_path))
-    part = base / f".{name}.json.part"
-    part.write_text(json.dumps(asdict(state), indent=2))
-    part.replace(_record(name, base))
+    replace_text(_record(name, base), json.dumps(asdict(state), indent=2))
     return replace(state, parts=_parts(name, base))
 
 

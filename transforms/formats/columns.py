@@ -22,6 +22,8 @@ class Columns:
 
     def __init__(self, fields: Sequence[Field]) -> None:
         self.schema = arrow_schema(tuple(fields))
+        # No kernel fills in a list or a struct.
+        self.nested = any(field.kind is Kind.NESTED for field in fields)
         kinds = [field.kind for field in fields]
         limits = [field.limits() if field.kind is Kind.INTEGER else (0, 0) for field in fields]
         self._strings = kinds.count(Kind.STRING)

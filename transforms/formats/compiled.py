@@ -29,7 +29,7 @@ Bytes = npt.NDArray[np.uint8]
 I64 = cast(Callable[[Any], int], np.int64)
 U64 = cast(Callable[[Any], int], np.uint64)
 
-BOOL, INTEGER, DOUBLE, FLOAT, TIME, DATE, STRING = (int(kind) for kind in Kind)
+BOOL, INTEGER, DOUBLE, FLOAT, TIME, DATE, STRING = (int(kind) for kind in Kind if kind is not Kind.NESTED)
 
 EVENT, DOUBT, SKIP = 0, 1, 2
 """What a kernel makes of a payload: an event; for the definition to decide; neither event nor reject."""

@@ -11,7 +11,7 @@ from streamgauge.transforms.formats.base import Parsed, Rejects
 from streamgauge.transforms.formats.columns import Columns
 from streamgauge.transforms.formats.compiled import EVENT, SKIP
 from streamgauge.transforms.formats.csv_kernel import Dialect, parse_rows
-from streamgauge.transforms.formats.fields import Field, FieldSchema, fields_of
+from streamgauge.transforms.formats.fields import Field, FieldSchema, Kind, fields_of
 from streamgauge.transforms.formats.payloads import MAX_BYTES, BadPayloadError, decode, finish, prepare, read_row
 from streamgauge.transforms.formats.values import Value, from_text
 from streamgauge.transforms.sources.base import RawBatch
@@ -93,6 +93,9 @@ class Csv:
                 raise user_error(f"delimiter and quote are both {self.quote!r}")
             if self.quote and any(self.quote in text for text in self.nulls):
                 raise user_error(f"a text of nulls has the quote {self.quote} in it")
+            for field in fields_of(self.fields):
+                if field.kind is Kind.NESTED:
+                    raise user_error(f"'{field.name}' is a {field.type_name}, which CSV has not; read a string, and make a list of it with MapEvents")
             columns = self.names()
             for name in columns:
                 if columns.count(name) > 1:

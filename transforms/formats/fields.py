@@ -27,6 +27,8 @@ class Kind(IntEnum):
     TIMESTAMP = 4
     DATE = 5
     STRING = 6
+    NESTED = 7
+    """A list or a struct: no kernel reads it."""
 
 
 _KINDS: dict[str, tuple[Kind, pa.DataType]] = {
@@ -43,6 +45,7 @@ _KINDS: dict[str, tuple[Kind, pa.DataType]] = {
 }
 _UNIT_EXPONENT = {"s": 6, "ms": 3, "us": 0, "ns": -3}
 _TIMESTAMP_TYPE = re.compile(r"timestamp\[(s|ms|us|ns)(?:, ?(?:tz=)?UTC)?\]")
+_NESTED_TYPE = re.compile(r"(list|struct)\s*<(.*)>", re.DOTALL)
 TYPE_NAMES = [*_KINDS, *(f"timestamp[{unit}]" for unit in _UNIT_EXPONENT)]
 _OTHER_NAMES = {
     "int": "int64", "integer": "int64", "long": "int64", "bigint": "int64", "number": "double", "real": "double",
@@ -65,6 +68,7 @@ class Field:
         arrow: type of the column.
         kind: how values are read.
         scale: of timestamps given as numbers: the number times 10**scale is microseconds.
+        parts: of a list the item, of a struct its fields.
     """
 
     name: str
@@ -73,6 +77,7 @@ class Field:
     arrow: pa.DataType
     kind: Kind
     scale: int = NO_NUMBERS
+    parts: tuple[Field, ...] = ()
 
     @classmethod
     def of(cls, name: str, type_name: str) -> Field:
@@ -80,15 +85,33 @@ class Field:
 
         >>> Field.of("user.id", "int32").path, str(Field.of("t", "timestamp[ms]").arrow)
         (('user', 'id'), 'timestamp[us, tz=UTC]')
+        >>> Field.of("items", "list<struct<sku: string, count: int64>>").arrow.value_type.names
+        ['sku', 'count']
         """
+        if match := _NESTED_TYPE.fullmatch(type_name.strip()):
+            return cls._nested(name, type_name, match[1], match[2])
         if match := _TIMESTAMP_TYPE.fullmatch(type_name):
             return cls(name, tuple(name.split(".")), type_name, TIMESTAMP, Kind.TIMESTAMP, _UNIT_EXPONENT[match[1]])
         if type_name not in _KINDS:
             other = _OTHER_NAMES.get(type_name.lower())
             hint = f" - did you mean '{other}'?" if other else did_you_mean(type_name, TYPE_NAMES)
-            raise user_error(f"unknown type '{type_name}'{hint}; known: {', '.join(TYPE_NAMES)}")
+            raise user_error(f"unknown type '{type_name}'{hint}; known: {', '.join(TYPE_NAMES)}, list<...>, struct<name: ..., ...>")
         kind, arrow = _KINDS[type_name]
         return cls(name, tuple(name.split(".")), type_name, arrow, kind)
+
+    @classmethod
+    def _nested(cls, name: str, type_name: str, kind: str, inside: str) -> Field:
+        path = tuple(name.split("."))
+        if kind == "list":
+            item = cls.of("", inside.strip())
+            return cls(name, path, type_name, pa.list_(item.arrow), Kind.NESTED, parts=(item,))
+        parts: list[Field] = []
+        for part in _divided(inside):
+            own, colon, own_type = part.partition(":")
+            if not colon or not own.strip() or own.strip() in [known.name for known in parts]:
+                raise user_error(f"'{part.strip()}' in '{type_name}' is no field of a struct; write different ones as name: type, such as struct<sku: string, price: double>")
+            parts.append(cls.of(own.strip(), own_type.strip()))
+        return cls(name, path, type_name, pa.struct([pa.field(part.name, part.arrow) for part in parts]), Kind.NESTED, parts=tuple(parts))
 
     def limits(self) -> tuple[int, int]:
         """Smallest and largest value of an integer field.
@@ -98,6 +121,22 @@ class Field:
         """
         info = np.iinfo(self.arrow.to_pandas_dtype())
         return int(info.min), int(info.max)
+
+
+def _divided(text: str) -> list[str]:
+    """The parts between commas that are within no angle brackets.
+
+    >>> _divided("a: list<struct<b: int64, c: string>>, d: double")
+    ['a: list<struct<b: int64, c: string>>', ' d: double']
+    """
+    parts, depth = [""], 0
+    for character in text:
+        depth += {"<": 1, ">": -1}.get(character, 0)
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def _check_type(type_name: str) -> str:
@@ -125,7 +164,7 @@ def _check_names(schema: dict[str, str]) -> dict[str, str]:
 
 
 FieldSchema = Annotated[
-    dict[str, Annotated[str, AfterValidator(_check_type), WithJsonSchema({"type": "string", "enum": TYPE_NAMES})]],
+    dict[str, Annotated[str, AfterValidator(_check_type), WithJsonSchema({"anyOf": [{"type": "string", "enum": TYPE_NAMES}, {"type": "string", "pattern": r"^\s*(list|struct)\s*<.*>\s*$"}]})]],
     AfterValidator(_check_names),
 ]
 """The value of ``schema:`` in a job file, ``{name: type}``."""

@@ -12,6 +12,7 @@ from pydantic import Field as Described
 from streamgauge.transforms.config import Config
 from streamgauge.transforms.formats.base import Parsed, Rejects
 from streamgauge.transforms.formats.columns import Columns
+from streamgauge.transforms.formats.compiled import DOUBT
 from streamgauge.transforms.formats.fields import Field, FieldSchema, fields_of
 from streamgauge.transforms.formats.json_kernel import Keys, parse_rows
 from streamgauge.transforms.formats.payloads import MAX_BYTES, BadPayloadError, decode, finish, prepare, read_row
@@ -80,6 +81,9 @@ class Json:
     Times are ISO 8601 strings, UTC unless they say otherwise, or numbers where the type has a unit (``timestamp[ms]``); digits
     below a microsecond are truncated toward the past. Of equal names in an object the last counts.
 
+    Lists and structs (``list<struct<sku: string, count: int64>>``) are read by the definition, in Python, and with them every field of the
+    schema: some ten thousand events a second in place of millions. What is missing in a struct is null.
+
     Picklable. ``parse`` releases the GIL.
     """
 
@@ -102,6 +106,9 @@ class Json:
     def parse(self, raw: RawBatch) -> Parsed:
         """The events of a batch and the rejects, see :class:`Json`."""
         buf, offsets, status = prepare(raw, self._max_bytes)
+        if self._columns.nested:
+            status[:] = DOUBT
+            return finish(raw, self._columns, self._columns.of_rows([]), status, self.parse_one, self._max_bytes, Rejects())
         out = self._columns.room(len(raw), int(offsets[-1] - offsets[0]))
         scratch = self._keys.scratch(len(self._fields))
         count = parse_rows(self._keys, self._columns.plan, out, scratch, buf, offsets, status)

@@ -88,7 +88,7 @@ def read_row(fields: Sequence[Field], read: Callable[[Field, int], Value]) -> tu
         try:
             values.append(read(field, column))
         except BadValueError as error:
-            raise BadPayloadError("type", f"{field.name}: {error}") from None
+            raise BadPayloadError("type", f"{field.name}{error.place}: {error}") from None
     return tuple(values)
 
 

@@ -11,6 +11,9 @@ import re
 from datetime import date
 from decimal import Decimal
 from fractions import Fraction
+from typing import Any
+
+import pyarrow as pa
 
 from streamgauge.transforms.formats.fields import NO_NUMBERS, Field, Kind
 
@@ -35,12 +38,16 @@ _ISO = re.compile(
 _CSV_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _CSV_BOOL = {"true": True, "1": True, "false": False, "0": False}
 
-Value = int | float | str | bool | None
-"""Timestamps are microseconds, dates days since the epoch."""
+Value = int | float | str | bool | list[Any] | dict[str, Any] | None
+"""Timestamps are microseconds, dates days since the epoch; lists and structs hold values."""
 
 
 class BadValueError(ValueError):
-    """A value that the declared type does not have: ``expected double, found string 'abc'``."""
+    """A value that the declared type does not have: ``expected double, found string 'abc'``. ``place``: where in the field, such as ``[2].price``."""
+
+    def __init__(self, message: str, place: str = "") -> None:
+        super().__init__(message)
+        self.place = place
 
 
 class Number(str):
@@ -55,6 +62,8 @@ def from_json(field: Field, value: object) -> Value:
     """
     if value is None:
         return None
+    if field.kind is Kind.NESTED:
+        return _nested(field, value)
     if isinstance(value, Number):
         return from_number(field, value)
     if isinstance(value, str):
@@ -65,6 +74,22 @@ def from_json(field: Field, value: object) -> Value:
     elif isinstance(value, bool) and field.kind is Kind.BOOL:
         return value
     raise BadValueError(f"expected {field.type_name}, found {describe(value)}")
+
+
+def _nested(field: Field, value: object) -> Value:
+    """A list or a struct; what is missing in a struct is null, what is not declared does not count."""
+    if isinstance(field.arrow, pa.StructType) and isinstance(value, dict):
+        return {part.name: _within(f".{part.name}", part, value.get(part.name)) for part in field.parts}
+    if not isinstance(field.arrow, pa.StructType) and isinstance(value, list):
+        return [_within(f"[{place}]", field.parts[0], item) for place, item in enumerate(value)]
+    raise BadValueError(f"expected {field.type_name}, found {describe(value)}")
+
+
+def _within(place: str, field: Field, value: object) -> Value:
+    try:
+        return from_json(field, value)
+    except BadValueError as error:
+        raise BadValueError(str(error), place + error.place) from None
 
 
 def from_text(field: Field, text: str) -> Value:

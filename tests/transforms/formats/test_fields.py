@@ -91,5 +91,5 @@ def test_wrong_csv_options_are_refused() -> None:
 @pytest.mark.parametrize("format_", [Json, Csv])
 def test_options_have_an_editor_schema(format_: Any) -> None:
     schema = format_.Options.model_json_schema()
-    assert "double" in schema["properties"]["schema"]["additionalProperties"]["enum"]
+    assert "double" in schema["properties"]["schema"]["additionalProperties"]["anyOf"][0]["enum"]
     assert all("description" in key for key in schema["properties"].values())
