@@ -23,6 +23,8 @@ class RowSpec:
         time: the timestamp[us, UTC] column by which stores partition or order.
         revision: int64 column; a row replaces a stored one of the same key only if its revision is not smaller. None: last write wins.
         final: boolean column; with equal revisions a final row is never replaced by one that is not. None: there is none.
+        withdrawn: boolean column; such a row says that the stored one of its key holds no more, and replaces it by the same rule: it stays as a
+            mark, so that an old writer that wakes up cannot put the row back. Readers do not see it. None: rows are never withdrawn.
     """
 
     kind: str
@@ -30,6 +32,7 @@ class RowSpec:
     time: str
     revision: str | None = None
     final: str | None = None
+    withdrawn: str | None = None
 
     def attach(self, schema: pa.Schema) -> pa.Schema:
         """The schema with this description in its metadata."""

@@ -27,7 +27,7 @@ from streamgauge.transforms.rows import RowSpec
 from streamgauge.transforms.sinks import SINKS
 from streamgauge.transforms.sinks.base import Rejected, Sink
 from streamgauge.transforms.sinks.row_json import json_rows
-from streamgauge.transforms.sinks.rows_util import describe_key, patience
+from streamgauge.transforms.sinks.rows_util import current, describe_key, latest, patience
 
 FLUSH_ROWS = 50_000
 
@@ -114,7 +114,7 @@ class _WriteDoFn(beam.DoFn):  # type: ignore[misc]
         batches, self._batches, self._rows = self._batches, [], 0
         try:
             for schema, group in _by_schema(batches):
-                self._store(newest(pa.Table.from_batches(group, schema), RowSpec.of(schema)))
+                self._store(latest(pa.Table.from_batches(group, schema), RowSpec.of(schema)))
         except BaseException:
             # The next try starts from a new connection, and from a table that is looked at again.
             self.teardown()
@@ -143,12 +143,18 @@ class _WriteDoFn(beam.DoFn):  # type: ignore[misc]
         self._counts["rows"] += table.num_rows - refused
         self._counts["rejected"] += refused
         if spec.final is not None:
-            closed = table.filter(table.column(spec.final))
-            self._counts["final"] += closed.num_rows - sum(pc.sum(part.rows.column(spec.final)).as_py() or 0 for part in rejected)
-            latest = pc.max(closed.column(spec.time)).cast(pa.int64()).as_py()
-            self._newest = max((value for value in (self._newest, latest) if value is not None), default=None)
+            closed = _closed(table, spec)
+            self._counts["final"] += closed.num_rows - sum(_closed(part.rows, spec).num_rows for part in rejected)
+            newest = pc.max(closed.column(spec.time)).cast(pa.int64()).as_py()
+            self._newest = max((value for value in (self._newest, newest) if value is not None), default=None)
         values = {"sink": self._sink.name, "kind": spec.kind, **self._counts, "newest_final": self._newest, "updated": time.time()}
         self._record.put("sinks", f"{self._sink.name}-{os.getpid()}-{id(self)}", values, now=True)
+
+
+def _closed(table: pa.Table, spec: RowSpec) -> pa.Table:
+    """The final rows; one that is withdrawn is none."""
+    held = current(table, spec)
+    return held.filter(held.column(spec.final))
 
 
 def _complete(table: pa.Table) -> tuple[pa.Table, list[Rejected]]:
@@ -183,21 +189,3 @@ def _by_schema(batches: list[pa.RecordBatch]) -> Iterator[tuple[pa.Schema, list[
         schema = rest[0].schema
         yield schema, [batch for batch in rest if batch.schema.equals(schema)]
         rest = [batch for batch in rest if not batch.schema.equals(schema)]
-
-
-def newest(table: pa.Table, spec: RowSpec) -> pa.Table:
-    """One row a key: the highest revision, of equal ones a final one, of equal ones the last.
-
-    >>> spec = RowSpec("results", key=("k",), time="t", revision="revision")
-    >>> newest(pa.table({"k": ["a", "a", None, None], "revision": [2, 1, 5, 5], "v": [1, 2, 3, 4]}), spec).to_pylist()
-    [{'k': 'a', 'revision': 2, 'v': 1}, {'k': None, 'revision': 5, 'v': 4}]
-    """
-    if table.num_rows < 2:
-        return table
-    order = [(name, "ascending") for name in (spec.revision, spec.final) if name is not None]
-    numbered = table.append_column("__row", pa.array(range(table.num_rows), pa.int64()))
-    ranked = numbered.sort_by([*order, ("__row", "ascending")]).append_column("__rank", pa.array(range(table.num_rows), pa.int64()))
-    best = ranked.group_by(list(spec.key), use_threads=False).aggregate([("__rank", "max")]).column("__rank_max")
-    if len(best) == table.num_rows:
-        return table
-    return ranked.take(best).sort_by("__row").drop_columns(["__row", "__rank"]).replace_schema_metadata(table.schema.metadata)

@@ -20,7 +20,7 @@ from pydantic import Field, field_validator
 from streamgauge.transforms.config import Config, user_error
 from streamgauge.transforms.rows import RowSpec
 from streamgauge.transforms.sinks.base import Rejected, SinkError
-from streamgauge.transforms.sinks.rows_util import difference, latest, patience, retrying
+from streamgauge.transforms.sinks.rows_util import current, difference, filled, lacking, latest, patience, retrying
 
 _FILE_NAMES = {"hour": "%Y-%m-%dT%H", "day": "%Y-%m-%d", "month": "%Y-%m"}
 _POSITIONS_A_FILE = 1_000_000
@@ -63,7 +63,9 @@ class Parquet:
     row: what Parquet cannot hold is a matter of column types, which ``open`` refuses.
 
     Layout: ``FOLDER/2013-01-01.parquet`` (UTC) and no columns that are not the row's own; the statistics of each file let engines
-    skip it by time. Locks and unfinished files start with a dot, the schema is in ``_streamgauge.schema``.
+    skip it by time. Locks and unfinished files start with a dot, the schema is in ``_streamgauge.schema``. Lists and structs stay what they are.
+
+    Rows that can be withdrawn have a column ``withdrawn``, and a withdrawn one stays as a mark: read them with ``WHERE NOT withdrawn``.
     """
 
     Options = ParquetOptions
@@ -109,26 +111,42 @@ class Parquet:
                 raise SinkError(f"{self.name}: there are no rows of ours in {self._folder}")
             stored = self._stored_schema()
             schema = RowSpec.of(stored).attach(stored)
-            return pa.concat_tables([schema.empty_table(), *(_load(path, schema) for path in sorted(self._folder.glob("*.parquet")))])
+            files = [_load(path, schema) for path in sorted(self._folder.glob("*.parquet"))]
+            return current(pa.concat_tables([schema.empty_table(), *files]), RowSpec.of(schema))
 
     def _mark(self, schema: pa.Schema) -> None:
         with self._locked(_SCHEMA_FILE):
             if (self._folder / _SCHEMA_FILE).exists():
-                self._check(self._stored_schema(), schema)
+                stored = self._stored_schema()
+                self._check(stored, schema)
+                if lacking(stored.names, schema):
+                    self._extend(schema)
             elif any(self._folder.glob("*.parquet")):
                 raise ValueError(f"{self._folder} has Parquet files that this sink did not make; choose another folder")
             else:
                 self._replace(_SCHEMA_FILE, schema.serialize().to_pybytes())
+
+    def _extend(self, schema: pa.Schema) -> None:
+        """Gives the files that an earlier version made the columns that they lack: engines want one schema in all files. What has been done stays
+        done when it fails half-way."""
+        for path in self._folder.glob("*.parquet"):
+            if lacking(pq.read_schema(path).names, schema):
+                with self._locked(path.name):
+                    self._store(path.name, _load(path, RowSpec.of(schema).attach(schema)))
+        self._replace(_SCHEMA_FILE, schema.serialize().to_pybytes())
 
     def _merge(self, name: str, part: pa.Table, rows: RowSpec) -> None:
         path = self._folder / name
         with self._locked(name):
             if path.exists():
                 part = pa.concat_tables([_load(path, part.schema), part])
-            sink = pa.BufferOutputStream()
             # Sorted by time, so that the statistics of row groups are narrow too.
-            pq.write_table(latest(part, rows).sort_by(rows.time), sink, compression="zstd")
-            self._replace(name, sink.getvalue())
+            self._store(name, latest(part, rows).sort_by(rows.time))
+
+    def _store(self, name: str, table: pa.Table) -> None:
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self._replace(name, sink.getvalue())
 
     def _replace(self, name: str, content: bytes | pa.Buffer) -> None:
         """Atomic and durable. The caller holds the lock of ``name``, so what an earlier writer left unfinished is overwritten."""
@@ -179,7 +197,8 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _load(path: Path, schema: pa.Schema) -> pa.Table:
-    return pq.ParquetFile(path).read().cast(schema)
+    """A file's rows; one that an earlier version made may lack columns."""
+    return filled(pq.ParquetFile(path).read(), schema)
 
 
 def _by_file(batch: pa.Table, rows: RowSpec, partition: str) -> Iterator[tuple[str, pa.Table]]:

@@ -16,7 +16,8 @@ from streamgauge.transforms.config import Config, user_error
 from streamgauge.transforms.rows import RowSpec
 from streamgauge.transforms.sinks import questdb_sql as sql
 from streamgauge.transforms.sinks.base import Rejected, SinkError
-from streamgauge.transforms.sinks.rows_util import REQUEST_SECONDS, RefusedError, from_plain, patience, plain_type, retrying, sift, to_plain
+from streamgauge.transforms.sinks.plain import from_plain, plain_type, to_plain
+from streamgauge.transforms.sinks.rows_util import REQUEST_SECONDS, RefusedError, patience, retrying, sift
 
 _LAST_TIME = 253_402_300_799_999_999
 """9999-12-31T23:59:59.999999Z in microseconds: QuestDB's last designated timestamp; its first is 1970-01-01."""
@@ -58,24 +59,24 @@ class QuestDbOptions(Config):
 class QuestDb:
     """Sends rows in one request a write (a few for many megabytes), which the server answers when they are in its write-ahead log.
 
-    Delivery: effectively once, for whoever reads ``TABLE``. QuestDB cannot upsert on a condition: DEDUP replaces whole rows, so
-    a worker that wakes up after its replacement took over could put old rows over new ones. Hence a read-side rule. Rows go to
-    ``TABLE_versions``, whose DEDUP keys are the natural key and ``_version``: the revision of a final row, -1 for a row
-    that is not final, 0 where rows have no revision. So a key has one early row (the last written) and its final ones (one,
-    and one for each correction), however often it is emitted, and a final number is never overwritten by another
-    one. ``TABLE`` is a view of the highest ``_version`` of each key; filters on time and dimensions, SAMPLE BY and LATEST ON
-    work on it as on a table (tried with 9.3.4; older servers may have no views). Other than in the conditional stores, an early
-    row of a higher revision does not hide a final one, and an early row from a worker that wakes up stands until the next row of its
-    key. Rows survive the server's death; a power cut only with its ``cairo.commit.mode=sync``.
+    Delivery: effectively once, for whoever reads ``TABLE``. QuestDB cannot upsert on a condition: DEDUP replaces whole rows, so a
+    worker that wakes up after its replacement took over could put old rows over new ones. Hence a read-side rule. Rows go to
+    ``TABLE_versions``, whose DEDUP keys are the natural key and ``_version``: the revision of a final row or one that is withdrawn, -1
+    for a row that is neither, 0 where rows have no revision. So a key has one early row (the last written) and its final ones (one, and
+    one for each correction), however often it is emitted, and a final number is never overwritten by another one. ``TABLE`` is a view
+    of the highest ``_version`` of each key, without the keys of which that one is withdrawn; filters on time and dimensions, SAMPLE BY
+    and LATEST ON work on it as on a table (tried with 9.3.4; older servers may have no views). Other than in the conditional stores, an
+    early row of a higher revision does not hide a final or withdrawn one, and an early row from a worker that wakes up stands until the
+    next row of its key. Rows survive the server's death; a power cut only with its ``cairo.commit.mode=sync``.
 
     A connection that is refused, reset or silent and an HTTP error of the server are tried again for 30 s, each time with a time-out of
     10 s; a request whose answer was lost may come twice, a part of one may be stored: DEDUP makes that no matter.
 
-    Columns: text dimensions and booleans are SYMBOL, other text VARCHAR, integers LONG, floats DOUBLE, timestamps TIMESTAMP,
-    bytes base64, dates, uint64, decimals and lists text; characters that QuestDB forbids in names become ``_``. The smallest int64,
-    NaN and infinities are QuestDB's null. Rows it can never take: a time before 1970 or after 9999, the smallest int64 in a key,
-    more than 64 MiB, and what the server refuses for a column's type, when someone changed the table.
-    Dead letters are refused: their key lacks the time, which DEDUP needs, so a replay would store them twice.
+    Columns: text dimensions and booleans are SYMBOL, other text VARCHAR, integers LONG, floats DOUBLE, timestamps TIMESTAMP, bytes
+    base64, dates, uint64 and decimals text, lists and structs JSON text, in which NaN and infinities are null; characters that QuestDB
+    forbids in names become ``_``. The smallest int64, NaN and infinities are QuestDB's null. Rows it can never take: a time before 1970
+    or after 9999, the smallest int64 in a key, more than 64 MiB, and what the server refuses for a column's type, when someone changed
+    the table. Dead letters are refused: their key lacks the time, which DEDUP needs, so a replay would store them twice.
     """
 
     Options = QuestDbOptions
@@ -229,7 +230,10 @@ def _versions(batch: pa.Table, rows: RowSpec) -> pa.Array | pa.ChunkedArray:
     if rows.revision is None:
         return pa.repeat(pa.scalar(0, pa.int64()), len(batch))
     revision = batch[rows.revision].cast(pa.int64())
-    return pc.if_else(batch[rows.final], revision, -1) if rows.final else revision
+    if rows.final is None:
+        return revision
+    stays = pc.or_(batch[rows.final], batch[rows.withdrawn]) if rows.withdrawn else batch[rows.final]
+    return pc.if_else(stays, revision, -1)
 
 
 def _plain_column(values: list[Any], kind: str) -> pa.Array:

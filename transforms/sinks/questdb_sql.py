@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -13,13 +14,16 @@ import pyarrow as pa
 
 from streamgauge.transforms.rows import RowSpec
 from streamgauge.transforms.sinks.base import SinkError
-from streamgauge.transforms.sinks.rows_util import REQUEST_SECONDS, RETRY_SECONDS, patience, plain_type, retrying, unique_ignoring_case
+from streamgauge.transforms.sinks.plain import plain_type
+from streamgauge.transforms.sinks.rows_util import REQUEST_SECONDS, lacking, patience, retrying, unique_ignoring_case
 
 PORT = 9000
 VERSION = "_version"
 _STORE_SUFFIX = "_versions"
 _FORBIDDEN = re.compile(r"[^\w ]")
 _VERSION_DIGITS = 19
+_BELOW_ALL = -2
+"""Less than any version."""
 _READ_SECONDS = 30.0
 """A view over many rows takes its time; no bundle waits for it."""
 _POLL_SECONDS = 0.02
@@ -38,7 +42,7 @@ def column_type(field: pa.Field, rows: RowSpec) -> str:
     >>> [column_type(pa.field(name, kind), rows) for name, kind in fields]
     ['SYMBOL', 'VARCHAR', 'LONG', 'BOOLEAN']
     """
-    if field.name == rows.final:
+    if field.name in (rows.final, rows.withdrawn):
         return "BOOLEAN"
     if pa.types.is_timestamp(field.type) and field.type.unit != "ns":
         return "TIMESTAMP"
@@ -98,8 +102,12 @@ class Layout:
             f"PARTITION BY DAY WAL DEDUP UPSERT KEYS({keys})"
         )
 
-    def create_view(self) -> str:
-        """One row a key, that of the highest version.
+    def lacking(self, found: Iterable[str]) -> dict[str, str]:
+        """Type of each column that a table of an earlier version with the columns ``found`` is to get."""
+        return {field.name: column_type(field, self.rows) for field in lacking(found, self.schema)}
+
+    def create_view(self, how: str = "CREATE VIEW IF NOT EXISTS") -> str:
+        """One row a key, that of the highest version, unless that one is withdrawn.
 
         Grouping by the key (and not a window function or a join) is what lets QuestDB push filters on time and dimensions down
         to the table; the designated timestamp is what SAMPLE BY needs. It stands inside, next to the subquery: with one more
@@ -113,6 +121,8 @@ class Layout:
                 inner.append(column)
             elif ours == self.rows.final:
                 inner.append(f"max({VERSION}) >= 0 {column}")
+            elif ours == self.rows.withdrawn:
+                inner.append(f"max(case when {column} then {VERSION} else {_BELOW_ALL} end) = max({VERSION}) {column}")
             elif types[name] in ("SYMBOL", "VARCHAR"):
                 inner.append(f"{_newest_text(column)} {column}")
                 read = f"{_text_of(column)} {column}"
@@ -121,7 +131,8 @@ class Layout:
             outer.append(read)
         timestamp = quote(self.names[self.rows.time])
         newest = f"SELECT {', '.join(inner)} FROM {quote(self.store)} ORDER BY {timestamp}"
-        return f"CREATE VIEW IF NOT EXISTS {quote(self.table)} AS (SELECT {', '.join(outer)} FROM ({newest}) TIMESTAMP({timestamp}))"
+        holding = f" WHERE NOT {quote(self.names[self.rows.withdrawn])}" if self.rows.withdrawn else ""
+        return f"{how} {quote(self.table)} AS (SELECT {', '.join(outer)} FROM ({newest}) TIMESTAMP({timestamp}){holding})"
 
 
 def _newest_text(column: str) -> str:
@@ -189,12 +200,25 @@ class Server:
         return {column["name"]: column["type"] for column in answer["columns"]} if answer else None
 
     def create(self, layout: Layout) -> None:
-        """Makes table and view when they are not there. Raises ValueError when others are.
+        """Makes table and view when they are not there, and gives those of an earlier version what they lack. Raises ValueError when others are there.
 
         The caller surrounds it with :func:`patience`, since it is several statements.
         """
-        self._ensure(layout.store, layout.create_store(), layout.store_columns())
-        self._ensure(layout.table, layout.create_view(), layout.columns())
+        found = self._made(layout.store, layout.create_store())
+        lacking = layout.lacking(found)
+        self._check(layout.store, found | lacking, layout.store_columns())
+        self._check_keys(layout)
+        for name, kind in lacking.items():
+            self._add_column(layout.store, name, kind)
+        if lacking:
+            self._wait_until_applied(layout.store)
+        found = self._made(layout.table, layout.create_view())
+        lacking = layout.lacking(found)
+        self._check(layout.table, found | lacking, layout.columns())
+        if lacking:
+            self._define(layout.table, layout.create_view("CREATE OR REPLACE VIEW"))
+
+    def _check_keys(self, layout: Layout) -> None:
         shown = self._if_exists(f"SELECT \"column\" FROM (SHOW COLUMNS FROM {quote(layout.store)}) WHERE upsertKey") or {"dataset": []}
         keys = {row[0] for row in shown["dataset"]}
         if keys != set(layout.keys()):
@@ -203,13 +227,28 @@ class Server:
                 f"these rows need ({', '.join(sorted(layout.keys()))}); choose another table"
             )
 
-    def _ensure(self, table: str, statement: str, wanted: dict[str, str]) -> None:
-        if self.columns(table) is None:
-            try:
-                self.query(statement)
-            except QueryError as error:
-                raise SinkError(f"{self.name}: QuestDB did not make '{table}': {error}; a view needs version 9.3.4 or newer") from None
-        found = self.columns(table) or {}
+    def _made(self, table: str, statement: str) -> dict[str, str]:
+        """The columns of a table or view, which ``statement`` makes when it is not there."""
+        found = self.columns(table)
+        if found is None:
+            self._define(table, statement)
+        return found or self.columns(table) or {}
+
+    def _define(self, table: str, statement: str) -> None:
+        try:
+            self.query(statement)
+        except QueryError as error:
+            raise SinkError(f"{self.name}: QuestDB did not make '{table}': {error}; a view needs version 9.3.4 or newer") from None
+
+    def _add_column(self, table: str, name: str, kind: str) -> None:
+        try:
+            self.query(f"ALTER TABLE {quote(table)} ADD COLUMN IF NOT EXISTS {quote(name)} {kind}")
+        except QueryError as error:
+            # Of several workers that add it at the same time QuestDB refuses all but one, IF NOT EXISTS or not.
+            if "duplicate column" not in str(error):
+                raise SinkError(f"{self.name}: QuestDB did not add the column '{name}' to '{table}': {error}") from None
+
+    def _check(self, table: str, found: dict[str, str], wanted: dict[str, str]) -> None:
         if _comparable(found) != _comparable(wanted):
             raise ValueError(
                 f"{self.name}: '{table}' is another table: it has the columns ({_listed(found)}), "
@@ -240,16 +279,16 @@ class Server:
 
     def _wait_until_applied(self, store: str) -> None:
         """What is in the write-ahead log is visible a little later."""
-        deadline = time.monotonic() + RETRY_SECONDS
-        while True:
-            states = self.query(f"SELECT suspended, sequencerTxn - writerTxn FROM wal_tables() WHERE name = '{store}'")["dataset"]
-            if any(suspended for suspended, _ in states):
-                raise SinkError(f"{self.name}: QuestDB has suspended the table; see wal_tables() for why, and ALTER TABLE ... RESUME WAL")
-            if all(behind == 0 for _, behind in states):
-                return
-            if time.monotonic() > deadline:
-                raise SinkError(f"{self.name}: QuestDB has not applied its write-ahead log within {RETRY_SECONDS:g} s")
-            time.sleep(_POLL_SECONDS)
+        with patience() as until:
+            while True:
+                states = self.query(f"SELECT suspended, sequencerTxn - writerTxn FROM wal_tables() WHERE name = '{store}'")["dataset"]
+                if any(suspended for suspended, _ in states):
+                    raise SinkError(f"{self.name}: QuestDB has suspended the table; see wal_tables() for why, and ALTER TABLE ... RESUME WAL")
+                if all(behind == 0 for _, behind in states):
+                    return
+                if until.left() == 0:
+                    raise SinkError(f"{self.name}: QuestDB has not applied its write-ahead log, {until}")
+                time.sleep(_POLL_SECONDS)
 
 
 class _UnavailableError(RuntimeError):

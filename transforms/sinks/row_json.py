@@ -9,14 +9,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from streamgauge.transforms.sinks.rows_util import plain_type, to_plain
+from streamgauge.transforms.sinks.plain import json_values, one_array, plain_type, to_plain
 
 
 def json_rows(table: pa.Table, *, ascii_only: bool = False) -> list[str]:
     """One JSON object a row, in the order of the columns.
 
-    Timestamps are ISO 8601 text in UTC. Null, NaN and infinities are ``null``. Bytes are text when they are UTF-8, else
-    ``{"base64": ...}``.
+    Timestamps are ISO 8601 text in UTC. Null, NaN and infinities are ``null``, within lists and structs too. Bytes are text when they
+    are UTF-8, else ``{"base64": ...}``.
 
     >>> json_rows(pa.table({"n": [1], "x": [float("nan")], "b": [b"\\xff"]}))
     ['{"n": 1, "x": null, "b": {"base64": "/w=="}}']
@@ -31,20 +31,11 @@ def json_rows(table: pa.Table, *, ascii_only: bool = False) -> list[str]:
 def _values(column: pa.ChunkedArray) -> list[Any]:
     kind = column.type
     if pa.types.is_nested(kind):
-        return [_json(value) for value in column.to_pylist()]
+        return json_values(one_array(column))
     values = to_plain(column).to_pylist()
     if pa.types.is_floating(kind):
         return [value if value is not None and math.isfinite(value) else None for value in values]
     return [_text(value) for value in values] if plain_type(kind) == pa.binary() else values
-
-
-def _json(value: Any) -> Any:
-    """Inside lists and structs: NaN and infinities as null."""
-    if isinstance(value, dict):
-        return {key: _json(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_json(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _text(value: bytes | None) -> str | dict[str, str] | None:

@@ -1,12 +1,12 @@
-"""What sinks share: bounded retries, finding bad rows, the revision rule on whole tables, plain columns for stores with few types."""
+"""What sinks share: bounded retries, finding bad rows, the revision rule on whole tables, telling one table from another."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ import tenacity
 
 from streamgauge.transforms.rows import RowSpec
 from streamgauge.transforms.sinks.base import Rejected, SinkError
+from streamgauge.transforms.sinks.plain import to_plain
 
 RETRY_SECONDS = 30.0
 """How long a sink keeps trying before its bundle fails and the runner tries it again."""
@@ -29,6 +30,10 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.01, 1.0
 _SMALL_ROWS = 1_000
 """A part that is cheap to send again."""
 _BELOW_ALL = -(2**63)
+
+LATER = ("watermark", "withdrawn")
+"""Columns of results that came with later versions. A table that an earlier version made gets them, the first with null, the second with false;
+any other column that a table lacks makes it another table."""
 
 
 class Patience:
@@ -139,16 +144,36 @@ def latest(table: pa.Table, rows: RowSpec) -> pa.Table:
         ranks = pa.table([table[name].cast(pa.int64()).fill_null(_BELOW_ALL) for name in order] + [position], names=[*order, "__position"])
         keys = keys.take(pc.sort_indices(ranks, sort_keys=[(name, "ascending") for name in ranks.column_names]))
     winners = keys.group_by(list(rows.key), use_threads=False).aggregate([("__position", "last")])["__position_last"]
-    return table.take(winners.take(pc.sort_indices(winners)))
+    return table if len(winners) == len(table) else table.take(winners.take(pc.sort_indices(winners)))
+
+
+def current(table: pa.Table, rows: RowSpec) -> pa.Table:
+    """The rows that hold: without those that are marks of a withdrawal."""
+    return table if rows.withdrawn is None else table.filter(pc.invert(table[rows.withdrawn]))
+
+
+def lacking(stored: Iterable[str], wanted: pa.Schema) -> list[pa.Field]:
+    """Those of ``LATER`` that rows have and a table with the columns ``stored`` lacks."""
+    if RowSpec.of(wanted).kind != "results":
+        return []
+    names = set(stored)
+    return [field for field in wanted if field.name in LATER and field.name not in names]
+
+
+def filled(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The rows of a table that may lack some of ``LATER``, which stand last, with all columns of ``schema``. Raises ValueError when it has others."""
+    for field in lacking(table.column_names, schema):
+        table = table.append_column(field, pa.repeat(pa.scalar(None if field.nullable else False, field.type), len(table)))
+    return table.cast(schema)
 
 
 def difference(stored: pa.Schema, wanted: pa.Schema) -> str | None:
-    """What tells two described schemas apart, in words; None when rows of one fit the other."""
-    if RowSpec.of(stored) != RowSpec.of(wanted):
-        old, new = RowSpec.of(stored), RowSpec.of(wanted)
+    """What tells two described schemas apart, in words; None when the rows of ``wanted`` fit a table of ``stored`` that has got what it is ``lacking``."""
+    old, new = RowSpec.of(stored), RowSpec.of(wanted)
+    if old != replace(new, withdrawn=old.withdrawn):
         return f"it holds {old.kind} with the key ({', '.join(old.key)}), these rows are {new.kind} with the key ({', '.join(new.key)})"
     old_columns, new_columns = ([(f.name, f.type) for f in schema] for schema in (stored, wanted))
-    if old_columns != new_columns:
+    if old_columns != [column for column, field in zip(new_columns, wanted, strict=True) if field not in lacking(stored.names, wanted)]:
         return f"it has the columns ({_columns(old_columns)}), these rows have ({_columns(new_columns)})"
     return None
 
@@ -164,101 +189,6 @@ def unique_ignoring_case(names: Iterable[str], store: str) -> None:
         other = seen.setdefault(name.lower(), name)
         if other != name:
             raise ValueError(f"{store} does not tell the columns '{other}' and '{name}' apart; give one of them another name")
-
-
-# --- Plain columns: every supported Arrow type as one of int64, float64, bool, string, binary --------------------------------
-
-
-def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The plain type that holds every value of ``kind``: int64, float64, bool, string or binary.
-
-    Timestamps, dates, lists, and numbers that int64 cannot hold become text; durations and times of day count in their unit.
-    Raises ValueError for what has no plain form.
-
-    >>> [str(plain_type(t)) for t in (pa.uint32(), pa.uint64(), pa.date32(), pa.list_(pa.float64()))]
-    ['int64', 'string', 'string', 'string']
-    """
-    if pa.types.is_dictionary(kind):
-        return plain_type(kind.value_type)
-    if pa.types.is_duration(kind) or pa.types.is_time(kind) or (pa.types.is_integer(kind) and kind != pa.uint64()):
-        return pa.int64()
-    if pa.types.is_floating(kind):
-        return pa.float64()
-    if pa.types.is_boolean(kind):
-        return pa.bool_()
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
-        return pa.binary()
-    if _is_text(kind) or _is_date_time(kind) or pa.types.is_decimal(kind) or kind == pa.uint64() or _is_json(kind):
-        return pa.string()
-    raise ValueError(f"values of type {kind} cannot be stored")
-
-
-def to_plain(column: pa.ChunkedArray) -> pa.Array:
-    """The column with its plain type: times as ISO 8601 text in UTC with six digits, dates as ``2013-01-31``, lists as JSON."""
-    values, kind = column.combine_chunks(), column.type
-    if isinstance(values, pa.ChunkedArray):
-        values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], kind)
-    if pa.types.is_dictionary(kind):
-        values, kind = values.cast(kind.value_type), kind.value_type
-    if _is_date_time(kind):
-        return _iso_text(values)
-    if _is_json(kind):
-        return pa.array([None if v is None else json.dumps(v, ensure_ascii=False) for v in values.to_pylist()], pa.string())
-    return values.cast(_between(kind)).cast(plain_type(kind))
-
-
-def from_plain(values: pa.Array, kind: pa.DataType) -> pa.Array:
-    """The inverse of :func:`to_plain`."""
-    if pa.types.is_dictionary(kind):
-        return from_plain(values, kind.value_type).dictionary_encode().cast(kind)
-    if _is_date_time(kind):
-        return _from_iso_text(values, kind)
-    if _is_json(kind):
-        return pa.array([None if v is None else json.loads(v) for v in values.to_pylist()], kind)
-    return values.cast(_between(kind)).cast(kind)
-
-
-def _between(kind: pa.DataType) -> pa.DataType:
-    """Arrow casts a 32-bit time of day from and to int32 only."""
-    return pa.int32() if pa.types.is_time32(kind) else plain_type(kind)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _is_date_time(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_timestamp(kind) or pa.types.is_date(kind))
-
-
-def _is_json(kind: pa.DataType) -> bool:
-    """Lists and structs of what JSON has: text, numbers, booleans."""
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_struct(kind):
-        return all(_is_json(t) or _is_text(t) or pa.types.is_boolean(t) or pa.types.is_integer(t) or t in (pa.float32(), pa.float64())
-                   for t in (kind.field(i).type for i in range(kind.num_fields)))
-    return False
-
-
-def _iso_text(values: pa.Array) -> pa.Array:
-    """Fixed width, so that text sorts as time does, for the years 0 to 9999; other years are written in full all the same."""
-    if pa.types.is_date(values.type):
-        zone, own_unit = "", "D"
-        whole = values.cast(pa.date32()).cast(pa.int32())
-    else:
-        zone, own_unit = "Z" if values.type.tz else "", values.type.unit
-        whole = values.cast(pa.int64())
-    moments = whole.fill_null(0).to_numpy(zero_copy_only=False).astype(f"M8[{own_unit}]")
-    written = np.datetime_as_string(moments) if own_unit in ("D", "ns") else np.datetime_as_string(moments, unit="us")
-    text = pa.array(written, pa.string())
-    text = pc.binary_join_element_wise(text, zone, "") if zone else text
-    return pc.if_else(values.is_null(), pa.scalar(None, pa.string()), text)
-
-
-def _from_iso_text(values: pa.Array, kind: pa.DataType) -> pa.Array:
-    unit = "D" if pa.types.is_date(kind) else kind.unit
-    text = pc.utf8_rtrim(values, "Z").fill_null("1970-01-01").to_numpy(zero_copy_only=False).astype(str)
-    whole = pa.array(text.astype(f"M8[{unit}]").astype(np.int64), mask=values.is_null().to_numpy(zero_copy_only=False))
-    return whole.cast(pa.int32()).cast(pa.date32()).cast(kind) if unit == "D" else whole.cast(kind)
 
 
 def describe_key(table: pa.Table, rows: RowSpec) -> str:

@@ -14,19 +14,19 @@ from pydantic import Field
 from streamgauge.transforms.config import Config
 from streamgauge.transforms.rows import RowSpec
 from streamgauge.transforms.sinks.base import Rejected, SinkError
+from streamgauge.transforms.sinks.plain import from_plain, plain_type, to_plain
 from streamgauge.transforms.sinks.rows_util import (
     RefusedError,
     difference,
-    from_plain,
+    lacking,
     patience,
-    plain_type,
     retrying,
     sift,
-    to_plain,
     unique_ignoring_case,
 )
 
 _DECLARED = {pa.int64(): "INTEGER", pa.float64(): "REAL", pa.bool_(): "BOOLEAN", pa.string(): "TEXT", pa.binary(): "BLOB"}
+_STORE_SUFFIX = "_versions"
 _TABLES = "streamgauge_tables"
 """Our table of tables: the Arrow schema of each, so that rows are read back with the types they were written with."""
 
@@ -42,7 +42,9 @@ class SqliteOptions(Config):
     path: str = Field(
         min_length=1, description="The database file, made with its folder when missing. On a local disk: SQLite's WAL needs one."
     )
-    table: str = Field(min_length=1, pattern=r"^[^\x00]+$", description="The table; made when missing.")
+    table: str = Field(
+        min_length=1, pattern=r"^[^\x00]+$", description="The table; made when missing. Where rows can be withdrawn, a view over TABLE_versions."
+    )
 
 
 class Sqlite:
@@ -58,7 +60,10 @@ class Sqlite:
 
     Columns: integers as INTEGER, floats as REAL (SQLite turns NaN into NULL and -0.0 into 0.0, infinities stay), booleans as 0 and 1,
     timestamps as TEXT ``2013-01-01T05:00:00.000000Z`` that reads well, sorts as time and suits SQLite's date functions,
-    dates as ``2013-01-01``, uint64 and decimals as TEXT, lists and structs as JSON text.
+    dates as ``2013-01-01``, uint64 and decimals as TEXT, lists and structs as JSON text for ``json_extract`` and ``json_each``, with times
+    written the same way and NaN and infinities as null.
+
+    Rows that can be withdrawn lie in ``TABLE_versions``; ``TABLE`` is a view of those that hold.
     """
 
     Options = SqliteOptions
@@ -79,7 +84,7 @@ class Sqlite:
             raise ValueError(f"the table name '{self._table}' is reserved; choose another")
         unique_ignoring_case(schema.names, "SQLite")
         columns = {field.name: _declared(field) for field in schema}
-        self._upsert = _upsert(self._table, schema, rows)
+        self._upsert = _upsert(_store_name(self._table, rows), schema, rows)
         with self._errors():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = self._connect()
@@ -146,13 +151,42 @@ class Sqlite:
             problem = difference(stored, schema)
             if problem:
                 raise ValueError(f"the table '{self._table}' in {self._path} is another one: {problem}; choose another table or file")
+            if lacking(stored.names, schema):
+                self._extend(connection, stored, schema, rows)
             return
-        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = ? COLLATE NOCASE", (self._table,)).fetchone():
-            raise ValueError(f"{self._path} has a table or index '{self._table}' that this sink did not make; choose another table or file")
+        store = _store_name(self._table, rows)
+        self._must_be_free(connection, self._table)
+        self._must_be_free(connection, store)
         declared = ", ".join(f"{_quote(name)} {kind}" for name, kind in columns.items())
-        connection.execute(f"CREATE TABLE {_quote(self._table)} ({declared})")
-        connection.execute(f"CREATE UNIQUE INDEX {_quote(self._table + '_key')} ON {_quote(self._table)} ({_key(schema, rows)})")
+        connection.execute(f"CREATE TABLE {_quote(store)} ({declared})")
+        connection.execute(f"CREATE UNIQUE INDEX {_quote(store + '_key')} ON {_quote(store)} ({_key(schema, rows)})")
+        self._show(connection, schema, rows)
         connection.execute(f"INSERT INTO {_TABLES} VALUES (?, ?)", (self._table, schema.serialize().to_pybytes()))
+
+    def _extend(self, connection: sqlite3.Connection, stored: pa.Schema, schema: pa.Schema, rows: RowSpec) -> None:
+        """Gives a table that an earlier version made the columns that it lacks."""
+        store = _store_name(self._table, rows)
+        if store != _store_name(self._table, RowSpec.of(stored)):
+            self._must_be_free(connection, store)
+            connection.execute(f"ALTER TABLE {_quote(self._table)} RENAME TO {_quote(store)}")
+        for field in lacking(stored.names, schema):
+            default = "" if field.nullable else " NOT NULL DEFAULT 0"
+            connection.execute(f"ALTER TABLE {_quote(store)} ADD COLUMN {_quote(field.name)} {_declared(field)}{default}")
+        self._show(connection, schema, rows)
+        connection.execute(f"UPDATE {_TABLES} SET arrow_schema = ? WHERE name = ?", (schema.serialize().to_pybytes(), self._table))
+
+    def _show(self, connection: sqlite3.Connection, schema: pa.Schema, rows: RowSpec) -> None:
+        """The view of the rows that hold, where some may not."""
+        if rows.withdrawn is not None:
+            listed = ", ".join(map(_quote, schema.names))
+            connection.execute(f"DROP VIEW IF EXISTS {_quote(self._table)}")
+            connection.execute(
+                f"CREATE VIEW {_quote(self._table)} AS SELECT {listed} FROM {_quote(_store_name(self._table, rows))} WHERE NOT {_quote(rows.withdrawn)}"
+            )
+
+    def _must_be_free(self, connection: sqlite3.Connection, name: str) -> None:
+        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = ? COLLATE NOCASE", (name,)).fetchone():
+            raise ValueError(f"{self._path} has a table or index '{name}' that this sink did not make; choose another table or file")
 
     def _stored_schema(self, connection: sqlite3.Connection) -> pa.Schema | None:
         if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (_TABLES,)).fetchone():
@@ -209,6 +243,11 @@ def _declared(field: pa.Field) -> str:
         return _DECLARED[plain_type(field.type)]
     except ValueError as error:
         raise ValueError(f"column '{field.name}': {error} in SQLite") from None
+
+
+def _store_name(table: str, rows: RowSpec) -> str:
+    """What is written: the table that users read, or the one below the view that they read."""
+    return table + _STORE_SUFFIX if rows.withdrawn else table
 
 
 def _key(schema: pa.Schema, rows: RowSpec) -> str:

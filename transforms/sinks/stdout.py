@@ -10,8 +10,8 @@ import pyarrow as pa
 from streamgauge.transforms.config import Config
 from streamgauge.transforms.rows import RowSpec
 from streamgauge.transforms.sinks.base import Rejected, SinkError
+from streamgauge.transforms.sinks.plain import plain_type
 from streamgauge.transforms.sinks.row_json import json_rows
-from streamgauge.transforms.sinks.rows_util import plain_type
 
 
 class StdoutOptions(Config):
@@ -22,11 +22,11 @@ class Stdout:
     """Prints one JSON object a row, in the order of the columns.
 
     Delivery: at least once. What is printed cannot be taken back, so a replay prints rows again; readers keep, of each key,
-    the line of the highest revision. On a cluster the lines are in the workers' logs. A reader that is slow slows the job down;
-    one that is gone fails the bundle at once. There is no row that it cannot print.
+    the line of the highest revision, and none where that one is withdrawn. On a cluster the lines are in the workers' logs. A reader
+    that is slow slows the job down; one that is gone fails the bundle at once. There is no row that it cannot print.
 
-    Timestamps are ISO 8601 text in UTC. Null, NaN and infinities are ``null``. Bytes are text when they are UTF-8, else
-    ``{"base64": ...}``.
+    Timestamps are ISO 8601 text in UTC. Null, NaN and infinities are ``null``, within lists and structs too. Bytes are text when they
+    are UTF-8, else ``{"base64": ...}``.
     """
 
     Options = StdoutOptions

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from streamgauge.transforms.rows import RowSpec
 
 UTC = pa.timestamp("us", tz="UTC")
+SKETCH = pa.struct([("scale", pa.int32()), ("side", pa.struct([("offset", pa.int32()), ("counts", pa.list_(pa.int64()))])), ("day", pa.date32())])
 ROWS = RowSpec(
     kind="results",
     key=("metric", "window_start", "origin", "gate", "open", "day", "since"),
@@ -36,11 +39,22 @@ SCHEMA = ROWS.attach(
         pa.field("last_seen", UTC),
         pa.field("top", pa.list_(pa.struct([("value", pa.string()), ("count", pa.int64())]))),
         pa.field("big", pa.uint64()),
+        pa.field("share", pa.float32()),
+        pa.field("on", pa.date32()),
+        pa.field("tail", pa.list_(pa.float64())),
+        pa.field("seen", pa.list_(UTC)),
+        pa.field("sketch", SKETCH),
         pa.field("events", pa.int64(), nullable=False),
         pa.field("revision", pa.int64(), nullable=False),
         pa.field("final", pa.bool_(), nullable=False),
+        pa.field("watermark", UTC),
     ])
 )
+SESSION_ROWS = replace(ROWS, withdrawn="withdrawn")
+SESSIONS = SESSION_ROWS.attach(SCHEMA.append(pa.field("withdrawn", pa.bool_(), nullable=False)))
+"""Rows that can be withdrawn."""
+EARLIER = ROWS.attach(SCHEMA.remove(SCHEMA.get_field_index("watermark")))
+"""As an earlier version wrote them."""
 START = 1_357_016_400_000_000
 HOUR = 3_600_000_000
 INT_EDGES = (0, 1, -1, 2**63 - 1, -(2**63) + 1, 2**53 + 1)
@@ -48,6 +62,19 @@ TEXT_EDGES = (
     "", " ", "n", "v", "null", "NaN", "0", "x''", "a,b=c d", "it's", '"', "\\", "\n", "\r\n", "\t", "a\0b", "\0", "\x01\x7f", "\u2028",
     "é", "e\u0301", "😀",
 )
+INF, NAN = math.inf, math.nan
+OTHER_EDGES: dict[str, tuple[Any, ...]] = {
+    "share": (None, 0.0, -0.0, 0.5, -(2.0**-149), 2.0**127, INF, -INF, NAN),
+    "on": (None, 0, 15706, -1_000_000, 1_000_000),
+    "watermark": (None, 0, START, *INT_EDGES),
+    "tail": (None, [], [None], [0.1, NAN, None, -0.0], [INF, -INF], [5e-324, 1.7976931348623157e308]),
+    "seen": (None, [], [None, START], [*INT_EDGES]),
+    "sketch": (
+        None, {"scale": None, "side": None, "day": None}, {"scale": -3, "side": {"offset": None, "counts": None}, "day": 15706},
+        {"scale": 2**31 - 1, "side": {"offset": -(2**31), "counts": []}, "day": -1_000_000}, {"scale": 0, "side": {"offset": 0, "counts": [None, *INT_EDGES]}, "day": 0},
+    ),
+}
+"""Drawn from few: what is stored of them does not depend on other columns."""
 
 
 def integers() -> st.SearchStrategy[int]:
@@ -73,55 +100,60 @@ def keys() -> st.SearchStrategy[tuple[Any, ...]]:
     return near_null | anything
 
 
-def rows_of(key: tuple[Any, ...]) -> st.SearchStrategy[dict[str, Any]]:
+def rows_of(key: tuple[Any, ...], sessions: bool) -> st.SearchStrategy[dict[str, Any]]:
     top = st.lists(st.fixed_dictionaries({"value": maybe(texts()), "count": integers()}), max_size=2)
     values = st.fixed_dictionaries({
         "window_end": st.just(key[1] + HOUR), "count": maybe(integers()), "mean": maybe(st.floats()), "label": maybe(texts()),
         "any": maybe(st.booleans()), "last_seen": maybe(integers()), "top": maybe(top), "big": maybe(st.integers(0, 2**64 - 1)),
+        **{name: st.sampled_from(edges) for name, edges in OTHER_EDGES.items()},
         "events": st.integers(0, 2**62), "revision": st.integers(0, 4), "final": st.booleans(),
+        **({"withdrawn": st.booleans()} if sessions else {}),
     })
     return values.map(lambda v: dict(zip(ROWS.key, key, strict=True)) | v)
 
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[list[dict[str, Any]]]:
-    """Batches in the order of their writing: keys come again with rising and falling revisions, batches are replayed."""
+    """Batches in the order of their writing: keys come again with rising and falling revisions, batches are replayed. In every second one rows
+    may be withdrawn."""
+    sessions = draw(st.booleans())
     pool = draw(st.lists(keys(), min_size=1, max_size=8, unique=True))
     batches = [
-        [draw(rows_of(key)) for key in draw(st.lists(st.sampled_from(pool), min_size=1, max_size=8, unique=True))]
+        [draw(rows_of(key, sessions)) for key in draw(st.lists(st.sampled_from(pool), min_size=1, max_size=8, unique=True))]
         for _ in range(draw(st.integers(1, 5)))
     ]
     replayed = draw(st.lists(st.sampled_from(batches), max_size=3))
     return draw(st.permutations(batches + replayed))
 
 
-def to_table(rows: Iterable[dict[str, Any]], schema: pa.Schema = SCHEMA) -> pa.Table:
-    """Timestamps and dates are given as their integers, which have no bounds of Python's datetime."""
+def schema_of(rows: list[dict[str, Any]]) -> pa.Schema:
+    return SESSIONS if rows and "withdrawn" in rows[0] else SCHEMA
+
+
+def as_numbers(kind: pa.DataType) -> pa.DataType:
+    """The type with integers in place of times and dates: Python's datetime has bounds."""
+    if pa.types.is_list(kind):
+        return pa.list_(as_numbers(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(kind.field(i).name, as_numbers(kind.field(i).type)) for i in range(kind.num_fields)])
+    return pa.int32() if pa.types.is_date(kind) else pa.int64() if pa.types.is_timestamp(kind) else kind
+
+
+def to_table(rows: Iterable[dict[str, Any]], schema: pa.Schema | None = None) -> pa.Table:
     rows = list(rows)
-
-    def column(field: pa.Field) -> pa.Array:
-        values = [row[field.name] for row in rows]
-        if pa.types.is_date(field.type):
-            return pa.array(values, pa.int32()).cast(field.type)
-        return pa.array(values, pa.int64()).cast(field.type) if pa.types.is_timestamp(field.type) else pa.array(values, field.type)
-
-    return pa.table([column(field) for field in schema], schema=schema)
+    schema = schema or schema_of(rows)
+    columns = [pa.array([row[field.name] for row in rows], as_numbers(field.type)).cast(field.type) for field in schema]
+    return pa.table(columns, schema=schema)
 
 
 def plain(table: pa.Table) -> list[dict[str, Any]]:
     """The inverse of ``to_table``."""
-
-    def values(column: pa.ChunkedArray) -> list[Any]:
-        if pa.types.is_date(column.type):
-            return column.cast(pa.int32()).to_pylist()
-        return (column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column).to_pylist()
-
-    columns = {name: values(column) for name, column in zip(table.column_names, table.columns, strict=True)}
+    columns = {name: column.cast(as_numbers(column.type)).to_pylist() for name, column in zip(table.column_names, table.columns, strict=True)}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def stored(history: Iterable[Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """What a conditional store holds in the end."""
+    """What a conditional store shows in the end."""
     held: dict[tuple[Any, ...], dict[str, Any]] = {}
     for batch in history:
         for row in batch:
@@ -130,16 +162,26 @@ def stored(history: Iterable[Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
             newer = old is None or row["revision"] > old["revision"]
             if newer or (row["revision"] == old["revision"] and (row["final"] or not old["final"])):
                 held[key] = row
-    return list(held.values())
+    return [row for row in held.values() if not row.get("withdrawn")]
 
 
 def same(
-    found: list[dict[str, Any]], expected: list[dict[str, Any]], as_null: Callable[[float], bool] = lambda value: False
+    found: list[dict[str, Any]], expected: list[dict[str, Any]], as_null: Callable[[float], bool] = lambda value: False, *, in_json: bool = False
 ) -> None:
-    """Asserts equal rows in any order; floats for which ``as_null`` holds are expected as null."""
+    """Asserts equal rows in any order; floats for which ``as_null`` holds are expected as null. ``in_json``: lists and structs are kept as JSON."""
+
+    def no_number(value: float) -> bool:
+        return in_json and not math.isfinite(value)
+
+    def expected_as(value: Any, is_null: Callable[[float], bool]) -> Any:
+        if isinstance(value, dict):
+            return {name: expected_as(item, no_number) for name, item in value.items()}
+        if isinstance(value, list):
+            return [expected_as(item, no_number) for item in value]
+        return None if isinstance(value, float) and is_null(value) else value
 
     def comparable(row: dict[str, Any], expect: bool) -> str:
-        values = {name: None if expect and isinstance(value, float) and as_null(value) else value for name, value in row.items()}
+        values = {name: expected_as(value, as_null) if expect else value for name, value in row.items()}
         return json.dumps(values, sort_keys=True)
 
     assert sorted(comparable(row, False) for row in found) == sorted(comparable(row, True) for row in expected)
@@ -153,6 +195,17 @@ def result(
     return {
         "metric": "delay", "window_start": start, "window_end": start + HOUR, "origin": origin,
         "gate": None, "open": None, "day": None, "since": None, "count": count, "mean": 0.5,
-        "label": None, "any": None, "last_seen": None, "top": None, "big": None, "events": count,
-        "revision": revision, "final": final, **other,
+        "label": None, "any": None, "last_seen": None, "top": None, "big": None, "share": None, "on": None, "tail": None, "seen": None,
+        "sketch": None, "events": count, "revision": revision, "final": final, "watermark": None, **other,
     }
+
+
+def session(hour: int = 0, revision: int = 1, final: bool = False, count: int = 1, **other: Any) -> dict[str, Any]:
+    """A row that can be withdrawn."""
+    return result(hour=hour, revision=revision, final=final, count=count, **other) | {"withdrawn": False}
+
+
+def withdrawal(row: dict[str, Any], revision: int) -> dict[str, Any]:
+    """The row that withdraws ``row``, as a job emits it."""
+    kept = {name: row[name] for name in (*ROWS.key, "window_end")}
+    return dict.fromkeys(row) | kept | {"events": 0, "revision": revision, "final": True, "withdrawn": True}

@@ -6,6 +6,9 @@ import json
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import pyarrow as pa
+
+from streamgauge.transforms.rows import RowSpec
 from streamgauge.transforms.sinks.questdb_sql import VERSION, Layout
 from tests.transforms.sinks import cases
 from tests.transforms.sinks.faults import Answer, Row, lines
@@ -15,8 +18,8 @@ class FakeQuestDb:
     """``take`` answers requests; ``shown`` is what the view would show. Refuses, as the real one does for a column that someone made
     another type, requests in which a row's label is ``poison``: with none of their rows stored."""
 
-    def __init__(self, table: str = "delay") -> None:
-        self.layout = Layout.of(table, cases.SCHEMA, cases.ROWS)
+    def __init__(self, schema: pa.Schema = cases.SCHEMA, table: str = "delay") -> None:
+        self.layout = Layout.of(table, schema, RowSpec.of(schema))
         self.rows: dict[tuple[Any, ...], Row] = {}
         self.requests = 0
 
@@ -50,4 +53,4 @@ class FakeQuestDb:
             key = (row["window_start"], row.get("origin"))
             if key not in best or row[VERSION] > best[key][VERSION]:
                 best[key] = row
-        return {key: (row["count"], row["revision"], row["final"]) for key, row in best.items()}
+        return {key: (row["count"], row["revision"], row["final"]) for key, row in best.items() if not row.get("withdrawn")}

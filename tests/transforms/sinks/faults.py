@@ -31,20 +31,28 @@ class Crash(BaseException):
 
 
 def job(random: Random, poison: Row | None = None) -> list[list[Row]]:
-    """Bundles of a job: of each key early results, then a final one, then corrections; some keys hold ``poison``.
+    """Bundles of a job: of each key early results, then a final one, then corrections; some keys hold ``poison``. In every second job some rows
+    are withdrawn, and some of those come back.
 
     What a row holds is a function of its key and its revision, as in every job.
     """
     histories = []
+    sessions = random.random() < 0.5
     for hour in range(random.randint(1, 4)):
         for origin in random.sample(["JFK", "LGA", "", None], random.randint(1, 4)):
             revisions = sorted(random.sample(range(1, 30), random.randint(1, 6)))
             final_from = random.randrange(len(revisions))
             held = poison if poison and random.random() < 0.2 else {}
-            histories.append([
-                cases.result(hour=hour, origin=origin, revision=revision, count=revision * 7, final=index >= final_from) | held
+            make = cases.session if sessions else cases.result
+            rows = [
+                make(hour=hour, origin=origin, revision=revision, count=revision * 7, final=index >= final_from) | held
                 for index, revision in enumerate(revisions)
-            ])
+            ]
+            if sessions and random.random() < 0.5:
+                gone = random.randrange(len(rows))
+                rows[gone] = cases.withdrawal(rows[gone], revisions[gone]) | held
+                rows[gone + 1 :] = [row | {"final": True} for row in rows[gone + 1 :]]
+            histories.append(rows)
     bundles: list[list[Row]] = []
     while any(histories):
         taken = random.sample(histories, random.randint(1, len(histories)))

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from streamgauge.transforms.config import Choice
+from streamgauge.transforms.rows import RowSpec
 from tests.transforms.sinks import cases
 
 Moment = Callable[[Callable[[], None]], None]
@@ -51,7 +52,8 @@ def frozen(to: Choice, rows: list[dict[str, Any]], moment: Moment) -> Iterator[F
 
 def _write(to: Choice, rows: list[dict[str, Any]], moment: Moment) -> None:
     sink = to.create()
-    sink.open(cases.SCHEMA, cases.ROWS)
+    schema = cases.schema_of(rows)
+    sink.open(schema, RowSpec.of(schema))
     moment(_stop_once())
     assert sink.write(cases.to_table(rows)) == []
     sink.close()

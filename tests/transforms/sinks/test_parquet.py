@@ -28,19 +28,21 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.parquet"))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(cases.histories())
 def test_what_is_stored_is_what_the_rule_says(history: list) -> None:
     with TemporaryDirectory() as folder:
-        sink = opened(Path(folder))
+        schema = cases.schema_of(history[0])
+        sink = opened(Path(folder), schema)
         for batch in history:
             sink.write(cases.to_table(batch))
         found = Parquet(ParquetOptions(path=folder)).read()
-        seen = duckdb.sql(f"SELECT count(*), count(*) FILTER (final), sum(revision) FROM read_parquet('{folder}/**/*.parquet')").fetchall()
+        holding = " WHERE NOT withdrawn" if schema is cases.SESSIONS else ""
+        seen = duckdb.sql(f"SELECT count(*), count(*) FILTER (final), sum(revision) FROM read_parquet('{folder}/**/*.parquet'){holding}").fetchall()
     expected = cases.stored(history)
-    assert found.schema.equals(cases.SCHEMA, check_metadata=True)
+    assert found.schema.equals(schema, check_metadata=True)
     cases.same(cases.plain(found), expected)
-    assert seen == [(len(expected), sum(row["final"] for row in expected), sum(row["revision"] for row in expected))]
+    assert seen == [(len(expected), sum(row["final"] for row in expected), sum(row["revision"] for row in expected) if expected else None)]
 
 
 @pytest.mark.parametrize(("partition", "expected"), [
@@ -58,6 +60,38 @@ def test_a_replay_adds_no_file(tmp_path: Path, partition: str, expected: list[st
     assert files(tmp_path) == expected
     assert sink.read().equals(before)
     assert duckdb.sql(f"SELECT * FROM read_parquet('{tmp_path}/**/*.parquet')").columns == cases.SCHEMA.names
+
+
+def test_a_withdrawn_row_stays_as_a_mark(tmp_path: Path) -> None:
+    sink = opened(tmp_path, cases.SESSIONS)
+    row, other = cases.session(hour=1, revision=3, final=True), cases.session(revision=5)
+    for rows in ([row], [cases.withdrawal(row, 5), other], [row]):
+        sink.write(cases.to_table(rows))
+    cases.same(cases.plain(sink.read()), [other])
+    found = duckdb.sql(f"SELECT withdrawn, revision, events, count FROM read_parquet('{tmp_path}/*.parquet') ORDER BY window_start").fetchall()
+    assert found == [(False, 5, 1, 1), (True, 5, 0, None)]
+
+
+@pytest.mark.parametrize("schema", [cases.SCHEMA, cases.SESSIONS], ids=["watermark", "withdrawn too"])
+def test_files_of_an_earlier_version_get_the_columns_that_they_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schema: pa.Schema) -> None:
+    make = cases.session if schema is cases.SESSIONS else cases.result
+    rows = [make(hour=hour) for hour in (0, 30, 60)]
+    opened(tmp_path, cases.EARLIER).write(cases.to_table(rows, cases.EARLIER))
+    monkeypatch.setattr(rows_util, "RETRY_SECONDS", 0.05)
+    with (tmp_path / ".2013-01-02.parquet.lock").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(SinkError, match="another process holds the lock"):
+            opened(tmp_path, schema)
+    assert Parquet(ParquetOptions(path=str(tmp_path))).read().schema.equals(cases.EARLIER, check_metadata=True), "it is done when all files are"
+    newer = make(hour=1, revision=2, watermark=cases.START)
+    for _ in range(2):
+        sink = opened(tmp_path, schema)
+        sink.write(cases.to_table([newer], schema))
+        cases.same(cases.plain(sink.read()), [*rows, newer])
+    assert sink.read().schema.equals(schema, check_metadata=True)
+    assert duckdb.sql(f"SELECT * FROM read_parquet('{tmp_path}/*.parquet') ORDER BY window_start").columns == schema.names
+    with pytest.raises(ValueError, match="it has the columns"):
+        opened(tmp_path, cases.EARLIER)
 
 
 def letters(split: str, positions: list[int], message: str) -> pa.Table:

@@ -25,6 +25,14 @@ def test_results_are_a_view_over_versions() -> None:
     assert 'max(_version) >= 0 "final"' in layout.create_view()
 
 
+def test_the_view_hides_what_is_withdrawn() -> None:
+    layout = Layout.of("delay", cases.SESSIONS, cases.SESSION_ROWS)
+    assert layout.columns()["withdrawn"] == "BOOLEAN"
+    assert layout.create_view().endswith(' TIMESTAMP("window_start") WHERE NOT "withdrawn")')
+    assert 'max(case when "withdrawn" then _version else -2 end) = max(_version) "withdrawn"' in layout.create_view()
+    assert "WHERE" not in Layout.of("delay", cases.SCHEMA, cases.ROWS).create_view()
+
+
 def test_names_that_questdb_forbids() -> None:
     schema = pa.schema([pa.field("user.id", pa.string()), pa.field("time", cases.UTC)])
     layout = Layout.of("late", schema, RowSpec(kind="late", key=("user.id", "time"), time="time"))

@@ -43,7 +43,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch, tries: float = 0.05, request: flo
 def test_the_view_is_right_whatever_fails(seed: int) -> None:
     random = Random(seed)
     bundles = faults.job(random, poison={"label": "poison"})
-    store, broken = FakeQuestDb(), threading.Event()
+    store, broken = FakeQuestDb(cases.schema_of(bundles[0])), threading.Event()
     quick = [kind for kind in FaultyServer.KINDS if not kind.startswith("silent")]
     kinds = [*quick, *quick, "silent after"]
     with FaultyServer(store.take, lambda path: random.choice(kinds) if broken.is_set() else "ok") as server:

@@ -2,6 +2,7 @@ import math
 import multiprocessing
 import pickle
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,15 +28,16 @@ def opened(folder: Path, schema: pa.Schema = cases.SCHEMA, table: str = "delay")
 @given(cases.histories())
 def test_what_is_stored_is_what_the_rule_says(history: list) -> None:
     with TemporaryDirectory() as folder:
-        sink = opened(Path(folder), table='od"d table')
+        schema = cases.schema_of(history[0])
+        sink = opened(Path(folder), schema, table='od"d table')
         for batch in history:
             sink.write(cases.to_table(batch))
         sink.close()
         found = Sqlite(SqliteOptions(path=str(Path(folder) / "deep" / "metrics.db"), table='od"d table')).read()
-    assert found.schema.equals(cases.SCHEMA, check_metadata=True)
+    assert found.schema.equals(schema, check_metadata=True)
     # SQLite keeps a whole REAL as an integer, which has no negative zero.
-    expected = [row if row["mean"] is None else row | {"mean": row["mean"] + 0.0} for row in cases.stored(history)]
-    cases.same(cases.plain(found), expected, as_null=math.isnan)
+    expected = [row | {name: row[name] + 0.0 for name in ("mean", "share") if row[name] is not None} for row in cases.stored(history)]
+    cases.same(cases.plain(found), expected, as_null=math.isnan, in_json=True)
 
 
 def test_null_is_a_key_value_of_its_own(tmp_path: Path) -> None:
@@ -57,6 +59,59 @@ def test_a_person_reads_it_with_sql(tmp_path: Path) -> None:
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
     sink.close()
+
+
+def test_lists_and_structs_are_read_with_sql(tmp_path: Path) -> None:
+    sink = opened(tmp_path)
+    sketch = {"scale": 3, "side": {"offset": -2, "counts": [4, 2**53 + 1]}, "day": 15706}
+    sink.write(cases.to_table([cases.result(tail=[0.5, math.nan, math.inf], seen=[cases.START], sketch=sketch, top=[{"value": 'a"\0é', "count": 7}])]))
+    query = """SELECT json_extract(sketch, '$.side.counts[1]'), sketch ->> '$.day', seen ->> '$[0]', top ->> '$[0].count', window_start,
+        (SELECT group_concat(coalesce(value, 'null')) FROM json_each(tail)) FROM delay"""
+    with closing(sqlite3.connect(tmp_path / "deep" / "metrics.db")) as connection:
+        (found,) = connection.execute(query).fetchall()
+    start = "2013-01-01T05:00:00.000000Z"
+    assert found == (2**53 + 1, "2013-01-01", start, 7, start, "0.5,null,null")
+
+
+def test_withdrawn_rows_are_not_seen_and_not_put_back(tmp_path: Path) -> None:
+    sink = opened(tmp_path, cases.SESSIONS)
+    early, joined = cases.session(hour=1, revision=3, final=True), cases.session(hour=0, revision=5, final=True, count=5)
+    gone = cases.withdrawal(early, 5)
+    for rows in ([early], [joined, gone], [early]):
+        sink.write(cases.to_table(rows))
+    cases.same(cases.plain(sink.read()), [joined])
+    back = cases.session(hour=1, revision=6, final=True)
+    with closing(sqlite3.connect(tmp_path / "deep" / "metrics.db")) as connection:
+        assert connection.execute("SELECT count(*), sum(events) FROM delay").fetchall() == [(1, 5)]
+        marks = "SELECT window_start, events, revision, final FROM delay_versions WHERE withdrawn AND \"count\" IS NULL"
+        assert connection.execute(marks).fetchall() == [("2013-01-01T06:00:00.000000Z", 0, 5, 1)]
+        sink.write(cases.to_table([back]))
+        assert connection.execute("SELECT count(*) FROM delay").fetchall() == [(2,)]
+    # What a row holds is a function of its key and revision: of equal ones the last written stands, which is the same.
+    sink.write(cases.to_table([cases.withdrawal(back, 6)]))
+    cases.same(cases.plain(sink.read()), [joined])
+    opened(tmp_path, cases.SESSIONS).close()
+
+
+@pytest.mark.parametrize("schema", [cases.SCHEMA, cases.SESSIONS], ids=["watermark", "withdrawn too"])
+def test_a_table_of_an_earlier_version_gets_the_columns_that_it_lacks(tmp_path: Path, schema: pa.Schema) -> None:
+    make = cases.session if schema is cases.SESSIONS else cases.result
+    sink = opened(tmp_path, cases.EARLIER)
+    sink.write(cases.to_table([make(hour=0), make(hour=1)], cases.EARLIER))
+    sink.close()
+    for _ in range(2):
+        sink = opened(tmp_path, schema)
+        sink.write(cases.to_table([make(hour=1, revision=2, watermark=cases.START)], schema))
+        assert sink.read().schema.equals(schema, check_metadata=True)
+        cases.same(cases.plain(sink.read()), [make(hour=0), make(hour=1, revision=2, watermark=cases.START)])
+    with pytest.raises(ValueError, match="is another one: it has the columns"):
+        opened(tmp_path, cases.EARLIER)
+
+
+def test_the_table_below_the_view_must_not_be_another(tmp_path: Path) -> None:
+    opened(tmp_path, table="delay_versions").close()
+    with pytest.raises(ValueError, match="has a table or index 'delay_versions' that this sink did not make; choose another table or file"):
+        opened(tmp_path, cases.SESSIONS)
 
 
 def test_dead_letters_last_write_wins(tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamgauge.transforms.config import Choice
+from streamgauge.transforms.rows import RowSpec
 from streamgauge.transforms.sinks import SINKS, rows_util, sqlite
 from streamgauge.transforms.sinks.base import SinkError
 from streamgauge.transforms.sinks.sqlite import Sqlite, SqliteOptions
@@ -27,9 +29,9 @@ def to(folder: Path) -> Choice:
     return Choice(SINKS, "sqlite", SqliteOptions(path=str(folder / "metrics.db"), table="delay"))
 
 
-def opened(folder: Path) -> Sqlite:
+def opened(folder: Path, schema: pa.Schema = cases.SCHEMA) -> Sqlite:
     sink: Sqlite = to(folder).create()
-    sink.open(cases.SCHEMA, cases.ROWS)
+    sink.open(schema, RowSpec.of(schema))
     return sink
 
 
@@ -53,11 +55,12 @@ def locked(folder: Path) -> Iterator[sqlite3.Connection]:
             other.execute("ROLLBACK")
 
 
-def refuse_poison(folder: Path) -> None:
+def refuse_poison(folder: Path, schema: pa.Schema) -> None:
     """A rule of the user's own."""
-    opened(folder).close()
+    opened(folder, schema).close()
+    table = "delay_versions" if schema is cases.SESSIONS else "delay"
     with closing(sqlite3.connect(folder / "metrics.db")) as user:
-        user.execute("CREATE TRIGGER rule BEFORE INSERT ON delay WHEN NEW.label = 'poison' BEGIN SELECT RAISE(ABORT, 'no poison'); END")
+        user.execute(f"CREATE TRIGGER rule BEFORE INSERT ON {table} WHEN NEW.label = 'poison' BEGIN SELECT RAISE(ABORT, 'no poison'); END")
 
 
 @settings(max_examples=10, deadline=None)
@@ -67,7 +70,7 @@ def test_the_table_is_right_whatever_fails(seed: int) -> None:
     bundles = faults.job(random, poison={"label": "poison"})
     with TemporaryDirectory() as name:
         folder = Path(name)
-        refuse_poison(folder)
+        refuse_poison(folder, cases.schema_of(bundles[0]))
 
         @contextmanager
         def trouble(worker: _WriteDoFn) -> Iterator[None]:
@@ -185,8 +188,9 @@ def test_rows_that_are_too_large_cost_no_other(tmp_path: Path) -> None:
     cases.same(cases.plain(sink.read()), [row for h, row in enumerate(rows) if h not in (3, 4, 9)])
 
 
-OLD = [cases.result(revision=3, count=3), cases.result(hour=1, revision=4, count=4, final=True)]
-NEW = [cases.result(revision=9, count=9, final=True), cases.result(hour=1, revision=6, count=6, final=True)]
+OLD = [cases.session(revision=3, count=3), cases.session(hour=1, revision=4, count=4, final=True), cases.session(hour=2, revision=5, final=True)]
+NEW = [cases.session(revision=9, count=9, final=True), cases.session(hour=1, revision=6, count=6, final=True), cases.withdrawal(OLD[2], 9)]
+"""The third was withdrawn."""
 
 
 def before_the_transaction(stop: Callable[[], None]) -> None:
@@ -212,11 +216,11 @@ def before_the_commit(stop: Callable[[], None]) -> None:
 
 
 def test_a_worker_frozen_before_its_transaction_changes_nothing_newer(tmp_path: Path) -> None:
-    sink = opened(tmp_path)
+    sink = opened(tmp_path, cases.SESSIONS)
     with frozen(to(tmp_path), OLD, before_the_transaction) as worker:
         assert sink.write(cases.to_table(NEW)) == []
         worker.wake()
-    cases.same(cases.plain(sink.read()), NEW)
+    cases.same(cases.plain(sink.read()), NEW[:2])
 
 
 @pytest.mark.parametrize("end", ["wake", "kill"])
@@ -224,10 +228,10 @@ def test_a_worker_frozen_in_its_transaction_holds_the_others_up_and_changes_noth
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     impatient(monkeypatch)
-    sink = opened(tmp_path)
+    sink = opened(tmp_path, cases.SESSIONS)
     with frozen(to(tmp_path), OLD, before_the_commit) as worker:
         with pytest.raises(SinkError, match="locked"):
             sink.write(cases.to_table(NEW))
         getattr(worker, end)()
     assert sink.write(cases.to_table(NEW)) == []
-    cases.same(cases.plain(sink.read()), NEW)
+    cases.same(cases.plain(sink.read()), NEW[:2])

@@ -13,14 +13,14 @@ from tests.transforms.sinks import cases
 
 def printed(capsys: pytest.CaptureFixture[str], table: pa.Table) -> list[dict]:
     sink = Stdout(StdoutOptions())
-    sink.open(table.schema, cases.ROWS)
+    sink.open(table.schema, cases.SESSION_ROWS)
     sink.write(table)
     text = capsys.readouterr().out
     assert text.endswith("\n") or not text
     return [json.loads(line, parse_constant=pytest.fail) for line in text.split("\n")[:-1]]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cases.histories())
 def test_every_row_is_one_line_of_json(capsys: pytest.CaptureFixture[str], history: list) -> None:
     rows = [row for batch in history for row in batch]
@@ -30,7 +30,18 @@ def test_every_row_is_one_line_of_json(capsys: pytest.CaptureFixture[str], histo
     means = [row["mean"] for row in rows]
     assert [line["mean"] for line in found] == [mean if mean is not None and math.isfinite(mean) else None for mean in means]
     assert [line["big"] for line in found] == [None if row["big"] is None else str(row["big"]) for row in rows]
-    assert all(list(line) == cases.SCHEMA.names for line in found)
+    assert [line["tail"] for line in found] == [
+        None if row["tail"] is None else [v if v is not None and math.isfinite(v) else None for v in row["tail"]] for row in rows
+    ]
+    assert [line["sketch"] and line["sketch"]["side"] for line in found] == [row["sketch"] and row["sketch"]["side"] for row in rows]
+    assert all(list(line) == cases.schema_of(rows).names for line in found)
+
+
+def test_a_withdrawn_row_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    row = cases.session(hour=1, revision=3, seen=[cases.START])
+    kept, gone = printed(capsys, cases.to_table([row, cases.withdrawal(row, 5)]))
+    assert (kept["withdrawn"], kept["revision"], kept["seen"]) == (False, 3, ["2013-01-01T05:00:00.000000Z"])
+    assert (gone["withdrawn"], gone["revision"], gone["count"], gone["events"]) == (True, 5, None, 0)
 
 
 def test_times_and_bytes(capsys: pytest.CaptureFixture[str]) -> None:
