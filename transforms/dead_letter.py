@@ -33,12 +33,13 @@ SCHEMA = ROWS.attach(
 )
 """Columns of a dead letter.
 
-stage: ``read`` (the payload could not become an event) or ``write`` (the store can never take the row).
-source: the connector and what it reads, such as ``kafka:flights``; the sink's name for ``write``.
+stage: ``read`` (the payload could not become an event), ``map`` (an expression or function has no answer for the event) or ``write`` (the store can
+never take the row).
+source: the connector and what it reads, such as ``kafka:flights``; for ``map`` the name of the step, for ``write`` that of the sink.
 split: such as ``flights-0`` or a file's path; for ``write`` the key of the row as JSON text.
 position: Kafka offset, or byte offset of the line in its (uncompressed) file; for ``write`` the row's revision, 0 where it has none.
-payload: the bytes as they came; for ``write`` the row as JSON.
-error_type: one word (``malformed``, ``type``, ``no_event_time``, ``too_large``, ``tombstone``, ``refused``, ...). message: a sentence.
+payload: the bytes as they came; for ``map`` the event and for ``write`` the row as JSON.
+error_type: one word (``malformed``, ``type``, ``no_event_time``, ``too_large``, ``tombstone``, ``expression``, ``function``, ``refused``, ...). message: a sentence.
 time: when it was rejected (wall clock).
 """
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from streamgauge.transforms.files import replace_text
+
 WRITE_EVERY_SECONDS = 0.2
 
 DEAD_LETTERS = "dead_letters"
@@ -38,9 +40,7 @@ class JobRecord:
         self._written[kind, name] = clock
         path = self._path(kind, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
-        temporary.write_text(json.dumps({"name": name, **values}))
-        temporary.replace(path)
+        replace_text(path, json.dumps({"name": name, **values}))
 
     def get(self, kind: str, name: str) -> dict[str, Any] | None:
         """What is stored as ``kind``/``name``."""

@@ -8,12 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from streamgauge.transforms.config import user_error
+from streamgauge.transforms.files import replace_text
 from streamgauge.transforms.sources.base import Split
 from streamgauge.transforms.windows.base import Window
-from streamgauge.transforms.windows.tumbling import Tumbling
 
 
 @dataclass(frozen=True)
@@ -50,9 +48,7 @@ class ReplayPoint:
 
     def save(self, path: Path) -> None:
         """Writes the file for ``--replay_point``."""
-        temporary = path.with_name(f".{path.name}.new")
-        temporary.write_text(json.dumps(asdict(self)))
-        temporary.replace(path)
+        replace_text(path, json.dumps(asdict(self)))
 
     @classmethod
     def load(cls, path: str | Path) -> ReplayPoint:
@@ -96,10 +92,8 @@ def split_key(source: str, split: str) -> str:
 def first_open(window: Window, moment: int) -> int:
     """Start of the first window that ends after ``moment`` (microseconds).
 
-    A window has a method of this name where it is not one slice. Raises a user's error for a window that cannot be replayed.
+    Raises a user's error for a window that cannot be replayed: sessions begin where the events say.
     """
-    if isinstance(window, Tumbling):
-        return int(window.slice_starts(np.array([moment]))[0])
     method = getattr(window, "first_open", None)
     if method is None:
         raise user_error(f"a {window.describe()} window cannot be replayed from recorded positions: start anew with --fresh")

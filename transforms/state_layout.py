@@ -10,7 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-STATE_VERSION = 1
+from streamgauge.transforms.files import replace_text
+
+STATE_VERSION = 2
 """Version of everything that outlives a process in state. To be raised when old state would be read wrongly, and only then: another hash or
 shard key (hashing.py, aggregate.py), another element of a split (splits.py), restriction (restriction.py), name or content of a state cell or
 timer (merge.py), batch encoding (batch.py), id of a transform (stable_ids.py), or other transforms within a step of ours."""
@@ -56,9 +58,7 @@ class Layout:
 def write_layouts(path: Path, layouts: list[Layout]) -> None:
     """The layouts of a job's runs since its state began, oldest first, each once."""
     distinct = [layout for index, layout in enumerate(layouts) if layout not in layouts[:index]]
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(json.dumps([layout.as_dict() for layout in distinct]))
-    temporary.replace(path)
+    replace_text(path, json.dumps([layout.as_dict() for layout in distinct]))
 
 
 def read_layouts(path: Path) -> list[Layout]:

@@ -53,27 +53,31 @@ def sql(server: QuestDbServer, statement: str) -> list[list[Any]]:
 
 
 def shown(history: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """What the view shows in the end: the last written of the highest final revision, else the last written."""
+    """What the view shows in the end: the last written of the highest final revision, else the last written; nothing where that one is withdrawn."""
+
+    def version(row: dict[str, Any]) -> int:
+        return int(row["revision"]) if row["final"] or row.get("withdrawn") else -1
+
     held: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in itertools.chain(*history):
         key = tuple(row[name] for name in cases.ROWS.key)
         old = held.get(key)
-        if old is None or (row["revision"] if row["final"] else -1) >= (old["revision"] if old["final"] else -1):
+        if old is None or version(row) >= version(old):
             held[key] = row
-    return list(held.values())
+    return [row for row in held.values() if not row.get("withdrawn")]
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cases.histories())
 def test_the_view_shows_what_the_rule_says(server: QuestDbServer, history: list) -> None:
-    table = next(tables)
-    sink = opened(server, table)
+    table, schema = next(tables), cases.schema_of(history[0])
+    sink = opened(server, table, schema)
     for batch in history:
         sink.write(cases.to_table(batch))
     found = sink.read()
     sink.close()
-    assert found.schema.equals(cases.SCHEMA, check_metadata=True)
-    cases.same(cases.plain(found), shown(history), as_null=lambda value: not math.isfinite(value))
+    assert found.schema.equals(schema, check_metadata=True)
+    cases.same(cases.plain(found), shown(history), as_null=lambda value: not math.isfinite(value), in_json=True)
 
 
 def test_a_worker_that_wakes_up_late_changes_nothing(server: QuestDbServer) -> None:
@@ -109,6 +113,46 @@ def test_a_dashboard_reads_it_as_a_table(server: QuestDbServer) -> None:
     assert by_day[0] == ["2013-01-01T00:00:00.000000Z", 2 * sum(range(19))]
     plan = str(sql(server, "EXPLAIN SELECT * FROM dashboard WHERE window_start IN '2013-01-01'"))
     assert "Interval forward scan" in plan, "the time filter does not reach the table below the view"
+
+
+def test_withdrawn_rows_are_not_seen_and_not_put_back(server: QuestDbServer) -> None:
+    sink = opened(server, "sessions", cases.SESSIONS)
+    early, told = cases.session(hour=1, revision=2), cases.session(hour=1, revision=3, final=True)
+    joined = cases.session(hour=0, revision=5, final=True, count=5)
+    for rows in ([early], [told], [joined, cases.withdrawal(told, 5)], [told], [early]):
+        sink.write(cases.to_table(rows))
+    cases.same(cases.plain(sink.read()), [joined])
+    assert sql(server, "SELECT count(), sum(events), sum(count) FROM sessions") == [[1, 5, 5]]
+    assert sql(server, "SELECT count FROM sessions WHERE window_start IN '2013-01-01' AND count > 4") == [[5]]
+    plan = str(sql(server, "EXPLAIN SELECT * FROM sessions WHERE window_start IN '2013-01-01'"))
+    assert "Interval forward scan" in plan, "the time filter does not reach the table below the view"
+    back = cases.session(hour=1, revision=6, final=True)
+    sink.write(cases.to_table([back]))
+    cases.same(cases.plain(sink.read()), [joined, back])
+
+
+@pytest.mark.parametrize("schema", [cases.SCHEMA, cases.SESSIONS], ids=["watermark", "withdrawn too"])
+def test_a_table_of_an_earlier_version_gets_the_columns_that_it_lacks(server: QuestDbServer, schema: pa.Schema) -> None:
+    make = cases.session if schema is cases.SESSIONS else cases.result
+    table = f"earlier {len(schema)}"
+    opened(server, table, cases.EARLIER).write(cases.to_table([make(hour=0), make(hour=1)], cases.EARLIER))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: opened(server, table, schema).close(), range(4)))
+    sink = opened(server, table, schema)
+    newer = make(hour=1, revision=2, watermark=cases.START)
+    sink.write(cases.to_table([newer], schema))
+    cases.same(cases.plain(sink.read()), [make(hour=0), newer])
+    assert sink.read().schema.equals(schema, check_metadata=True)
+    with pytest.raises(ValueError, match="is another table: it has the columns"):
+        opened(server, table, cases.EARLIER)
+
+
+def test_lists_and_structs_are_read_with_sql(server: QuestDbServer) -> None:
+    sink = opened(server, "nested")
+    sketch = {"scale": 3, "side": {"offset": -2, "counts": [4, 2**53 + 1]}, "day": 15706}
+    sink.write(cases.to_table([cases.result(tail=[0.5, math.nan], sketch=sketch)]))
+    sink.read()
+    assert sql(server, "SELECT tail, json_extract(sketch::varchar, '$.side.counts[1]')::long FROM nested") == [["[0.5, null]", 2**53 + 1]]
 
 
 def test_rows_it_cannot_hold_do_not_cost_the_others(server: QuestDbServer) -> None:
@@ -227,7 +271,7 @@ def test_the_view_is_right_whatever_fails(server: QuestDbServer, seed: int) -> N
                     broken.clear()
 
         letters, _ = faults.drive(to(proxy.url, table), bundles, random, trouble)
-    sink = opened(server, table)
+    sink = opened(server, table, cases.schema_of(bundles[0]))
     good = [[row for row in bundle if row["label"] != "poison"] for bundle in bundles]
     cases.same(cases.plain(sink.read()), cases.stored(good))
     faults.same_letters(letters, [[row for row in bundle if row["label"] == "poison"] for bundle in bundles])
@@ -297,11 +341,13 @@ def before_the_request(stop: Callable[[], None]) -> None:
 
 
 def test_a_frozen_worker_changes_no_final_row(server: QuestDbServer) -> None:
-    old = [cases.result(revision=3, count=3), cases.result(hour=1, revision=4, count=4, final=True)]
-    new = [cases.result(revision=9, count=9, final=True), cases.result(hour=1, revision=6, count=6, final=True)]
-    sink = opened(server, "frozen")
+    old = [cases.session(revision=3, count=3), cases.session(hour=1, revision=4, count=4, final=True)]
+    old += [cases.session(hour=2, revision=5, final=True), cases.session(hour=3, revision=5)]
+    new = [cases.session(revision=9, count=9, final=True), cases.session(hour=1, revision=6, count=6, final=True)]
+    gone = [cases.withdrawal(row, 9) for row in old[2:]]
+    sink = opened(server, "frozen", cases.SESSIONS)
     with frozen(to(server.url, "frozen"), old, before_the_request) as worker:
-        assert sink.write(cases.to_table(new)) == []
+        assert sink.write(cases.to_table([*new, *gone])) == []
         cases.same(cases.plain(sink.read()), new)
         worker.wake()
     cases.same(cases.plain(sink.read()), new)

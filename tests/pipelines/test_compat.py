@@ -201,7 +201,7 @@ def test_layouts_survive_their_file_and_lead_to_the_schemas_of_partials(tmp_path
     assert read_layouts(tmp_path / "layouts.json") == [first, second]
     assert compare(read_layouts(tmp_path / "layouts.json")[0], first) == []
     schemas = earlier_partials(str(tmp_path / "layouts.json"), "Agg")
-    assert [schema.names for schema in schemas] == [["host", "events", "sum(x)", "max(x)", "sum(small)"], ["host", "events", "sum(x)", "sum(small)"]]
+    assert [schema.names for schema in schemas] == [["host", "events", "exact_sum(x)", "max(x)", "sum(small)"], ["host", "events", "exact_sum(x)", "sum(small)"]]
     assert schema_of(first.steps["Agg"].values["partial"]) == schemas[0]
     assert earlier_partials(str(tmp_path / "layouts.json"), "Other") == earlier_partials(None, "Agg") == ()
 

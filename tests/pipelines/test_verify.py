@@ -140,7 +140,7 @@ DOCTORED = [
     (f"UPDATE load SET revision = revision + 1 WHERE rowid = {ROW}", "revision"),
     (f"UPDATE load SET window_end = '2020-01-01T00:00:00.000000Z' WHERE rowid = {ROW}", "window_end"),
     (f"DELETE FROM load WHERE rowid = {ROW}", "(row)"),
-    (f"INSERT INTO load SELECT metric, window_start, window_end, 'other', {', '.join(['events_seen', 'mean', 'total', 'n', 'least', 'latest'])}, events, revision, final FROM load WHERE rowid = {ROW}", "(row)"),
+    (f"INSERT INTO load SELECT metric, window_start, window_end, 'other', {', '.join(['events_seen', 'mean', 'total', 'n', 'least', 'latest'])}, events, revision, final, watermark FROM load WHERE rowid = {ROW}", "(row)"),
 ]  # fmt: skip
 
 
@@ -380,7 +380,7 @@ def test_files_are_read_as_the_connector_reads_them(tmp_path: Path, monkeypatch:
 
 SCHEMA = {"t": "timestamp", "n": "timestamp[ns]", "s": "timestamp[s]", "i": "int8", "u": "uint64", "d": "double", "f": "float", "b": "bool", "x": "string", "day": "date", "o.p": "int64"}
 TIMES = ["2013-01-01", "2013-01-01T05:15:00-05:00", "2013-01-01 05:15", "2013-02-30", "2013-01-01T24:00:00Z", "2013-01-01T00:00:00.1234567+0530", "0001-01-01T00:00:00+01:00", "soon", "", "9999-12-31T23:59:59.9999999Z"]  # fmt: skip
-NUMBERS = st.sampled_from(["0", "-0.0", "3.0", "1e2", "127", "128", "-129", "1.5", "18446744073709551615", "18446744073709551616", "-1", "1e400", "3.5e38", "0.1", "1.0000015", "-1.5e-9", "1e-7", "253402300800"])  # fmt: skip
+NUMBERS = st.sampled_from(["0", "-0.0", "3.0", "1e2", "127", "128", "-129", "1.5", "18446744073709551615", "18446744073709551616", "-1", "1e400", "3.5e38", "0.1", "1.0000015", "-1.5e-9", "-3e-23", "1e-7", "253402300800"])  # fmt: skip
 VALUES = st.one_of(
     st.none().map(lambda _: "null"), st.booleans().map(json.dumps), NUMBERS, st.integers(-300, 300).map(str), st.floats(allow_nan=False, allow_infinity=False, width=32).map(json.dumps),
     st.sampled_from([*TIMES, "1", "true", "NaN", ",]", 'a"b\\']).map(json.dumps), st.text(max_size=5).map(json.dumps),

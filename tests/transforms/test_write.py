@@ -26,8 +26,9 @@ from streamgauge.transforms.record import JobRecord
 from streamgauge.transforms.rows import RowSpec
 from streamgauge.transforms.sinks import SINKS
 from streamgauge.transforms.sinks.base import Rejected, SinkError
+from streamgauge.transforms.sinks.rows_util import latest
 from streamgauge.transforms.sinks.sqlite import SqliteOptions
-from streamgauge.transforms.write import _WriteDoFn, newest
+from streamgauge.transforms.write import _WriteDoFn
 from tests.collect import Collected
 from tests.transforms.sinks import cases
 
@@ -45,7 +46,7 @@ def test_one_row_a_key_the_newest(rows: list[dict[str, Any]]) -> None:
         stored = wanted.get((row["k"], row["w"]))
         if stored is None or (row["revision"], row["final"]) >= (stored["revision"], stored["final"]):
             wanted[row["k"], row["w"]] = row
-    found = newest(pa.Table.from_pylist(rows, schema=SCHEMA), SPEC)
+    found = latest(pa.Table.from_pylist(rows, schema=SCHEMA), SPEC)
     assert RowSpec.of(found.schema) == SPEC
     assert {(row["k"], row["w"]): row for row in found.to_pylist()} == wanted
     assert found.num_rows == len(wanted)
@@ -120,6 +121,20 @@ def test_a_refused_row_is_a_dead_letter_of_its_bundle(tmp_path: Path) -> None:
     assert list(row) == cases.SCHEMA.names and (row["label"], row["count"], row["final"]) == ("poison", 1, True)
     (noted,) = JobRecord(tmp_path).all("sinks")
     assert {name: noted[name] for name in ("sink", "rows", "final", "rejected")} == {"sink": "memory", "rows": 3, "final": 1, "rejected": 1}
+
+
+def test_a_withdrawn_row_is_no_final_one(tmp_path: Path) -> None:
+    sink = Memory()
+    told, joined = cases.session(hour=5, final=True), cases.session(final=True, revision=2)
+    dofn = worker(sink, tmp_path)
+    bundle(dofn, cases.to_table([told]))
+    bundle(dofn, cases.to_table([joined, cases.withdrawal(told, 2), told]))
+    assert [row["withdrawn"] for row in sink.rows] == [False, False, True]
+    (noted,) = JobRecord(tmp_path).all("sinks")
+    assert {name: noted[name] for name in ("rows", "final")} == {"rows": 3, "final": 2}
+    dofn = worker(Memory(), tmp_path)
+    bundle(dofn, cases.to_table([cases.withdrawal(cases.session(label="poison"), 2) | {"label": "poison"}]))
+    assert sorted((noted["rows"], noted["final"]) for noted in JobRecord(tmp_path).all("sinks")) == [(0, 0), (3, 2)]
 
 
 def test_a_replay_rejects_under_the_same_key() -> None:
