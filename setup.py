@@ -60,7 +60,7 @@ setup(
         "all": [*KAFKA, *QUESTDB, *CLUSTER, *VERIFY, *FRAMES, *DEMO],
         "dev": DEVELOPMENT,
     },
-    entry_points={"console_scripts": ["streamgauge = streamgauge.pipelines.cli:main"]},
+    entry_points={"console_scripts": ["streamgauge = streamgauge.pipelines.cli:command"]},
     classifiers=[
         "Development Status :: 4 - Beta",
         "Operating System :: POSIX :: Linux",

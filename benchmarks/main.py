@@ -7,10 +7,12 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import aggregates, windows
 from benchmarks.measure import ContenderFailed, Figures, run
 from benchmarks.stages import fetch
 from benchmarks.stages import measure as measure_stages
@@ -28,7 +30,11 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=list(CONTENDERS), help="Only this contender; may be repeated.")
     parser.add_argument("--json", type=Path, help="Write the figures as a list of objects to this file.")
     parser.add_argument("--stages", action="store_true", help="Instead: CPU time an event of each step alone, without Flink.")
+    parser.add_argument("--windows", nargs="*", choices=windows.PARTS, help="Instead: what keys, sessions and sliding windows cost; no Kafka. All, or those named.")
+    parser.add_argument("--aggregates", action="store_true", help="Instead: CPU time an event and state a key of each aggregate; no Kafka.")
     options = parser.parse_args()
+    if options.windows is not None or options.aggregates:
+        return beside(options)
     figures: list[Figures] = []
     with tempfile.TemporaryDirectory(prefix="streamgauge-bench-") as folder, KafkaServer(Path(folder) / "kafka") as kafka:
         print(f"{NAME}: producing {options.events:,} events to Kafka ...", flush=True)
@@ -46,6 +52,30 @@ def main() -> int:
         options.json.write_text(json.dumps([row.as_dict() for row in figures], indent=1) + "\n")
     return 0 if all(row.correct for row in figures) else 1
 
+
+def beside(options: argparse.Namespace) -> int:
+    """What needs no broker."""
+    rows: list[dict[str, Any]] = []
+    if options.aggregates:
+        rows = aggregates.measure()
+        _print("Beside count, 1,000 keys; the first line is count itself", rows)
+    else:
+        with tempfile.TemporaryDirectory(prefix="streamgauge-bench-") as folder:
+            parts = tuple(options.windows) or windows.PARTS
+            rows = [row.as_dict() for row in windows.measure(parts, options.events, options.runs, Path(folder), lambda text: print(text, flush=True))]
+        _print(f"{options.events:,} events, median of {options.runs}", [{name: value for name, value in row.items() if name != "runs"} for row in rows])
+    if options.json is not None:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return 0
+
+
+def _print(title: str, rows: list[dict[str, Any]]) -> None:
+    table = Table(title=title)
+    for name, value in rows[0].items():
+        table.add_column(name, justify="left" if isinstance(value, str) else "right")
+    for row in rows:
+        table.add_row(*(f"{value:,.2f}" if name == "times" else f"{value:,.0f}" if isinstance(value, float) else str(value or "") for name, value in row.items()))
+    _console().print(table)
 
 
 def measure(workload: Workload, contender: str, folder: Path) -> Figures:
@@ -67,9 +97,13 @@ def show(figures: list[Figures]) -> None:
             row.contender, f"{row.events:,}", f"{row.seconds:.1f}", f"{row.events_per_s:,.0f}", f"{row.cpu_s:.1f}", f"{row.events_per_cpu_s:,.0f}",
             f"{row.peak_rss_mb:,.0f}", "yes" if row.correct else "NO",
         )  # fmt: skip
+    _console().print(table)
+
+
+def _console() -> Console:
+    """A table that is cut helps nobody: what is no terminal has no width."""
     console = Console()
-    # A table that is cut helps nobody: what is no terminal has no width.
-    (console if console.is_terminal else Console(width=120)).print(table)
+    return console if console.is_terminal else Console(width=120)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping
+from functools import reduce
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from streamgauge.pipelines.job import Job, Output, Step, origins
+from streamgauge.transforms.aggregate import AggregateOptions
 from streamgauge.transforms.config import Choice, format_duration
+from streamgauge.transforms.partials import Metric
 from streamgauge.transforms.rows import RowSpec
+from streamgauge.transforms.windows.base import is_sliced
 
 LABEL_WIDTH = 12
 
@@ -74,24 +80,44 @@ def _deduplicate(step: Step) -> dict[str, Any]:
 
 def _metric(job: Job, step: Step) -> dict[str, Any]:
     options, metric = step.options, step.metric
+    written = _as_written(job, step)["aggregates"]
+    window = options.window.create()
     types = {name: str(aggregate.type) for name, aggregate in metric.aggregates.items()} if metric else {}
     return {
         "step": step.name,
         "line": step.line,
         "metric": options.metric,
         "reads": [output.step.name for output in origins(step)],
-        "window": options.window.create().describe(),
+        "window": window.describe(),
+        "slices": {"size": format_duration(window.slice_size), "in_window": options.window.options.size // window.slice_size} if is_sliced(window) else None,
         "by": dict(options.by),
-        "aggregates": {name: {"is": _words(choice), "type": types.get(name)} for name, choice in options.aggregates.items()},
+        "aggregates": {name: {"is": _words(choice, written[name]), "type": types.get(name)} for name, choice in options.aggregates.items()},
         "lateness": format_duration(options.lateness),
         "emit": options.emit if isinstance(options.emit, str) else {"every": format_duration(options.emit.every)},
-        "keys": options.keys.model_dump() if options.keys else None,
+        "keys": {**options.keys.model_dump(), "a_shard": metric.limit if metric else None} if options.keys else None,
         "rejected": _letters(job, step) if options.letters else None,
         "late": _takers(job, step, "late") if options.late else None,
         "results": _takers(job, step, "results"),
         "key": list(RowSpec.of(metric.result_schema).key) if metric else ["metric", *options.by, "window_start"],
         "shards": options.shards,
+        "notes": list(_notes(job, options, metric)),
     }
+
+
+def _notes(job: Job, options: AggregateOptions, metric: Metric | None) -> Iterator[str]:
+    """What may surprise people."""
+    if options.window.name == "global" and options.emit == "final" and not job.bounded:
+        yield "there is no result before the job is drained, as its input does not end; `emit: {every: 10s}` gives the current one"
+    if options.window.name == "session" and options.window.options.max is None:
+        yield "a session lasts, and is kept, for as long as events come; `max` bounds that"
+    if metric is not None and metric.withdraws:
+        why = "sessions that a late event joins become one" if options.window.name == "session" else "a key may turn out to be beyond the limit"
+        yield f"rows can be withdrawn ({why}): the store then hides them"
+
+
+def _as_written(job: Job, step: Step) -> Any:
+    """The step's ``config`` as it stands in the job file."""
+    return reduce(lambda value, key: value[key], (*step.path, "config"), job.document.value)
 
 
 def _letters(job: Job, step: Step) -> list[str]:
@@ -126,10 +152,17 @@ def _takers(job: Job, step: Step, output: str) -> list[str]:
     return [taker.options.to.create().name if taker.type == "WriteResults" else taker.name for taker in takers if taker.type != "Flatten"]
 
 
-def _words(choice: Choice) -> str:
-    """``mean of dep_delay``."""
-    of = getattr(choice.options, "of", None)
-    return f"{choice.name} of {of}" if of else choice.name
+def _words(choice: Choice, written: Any) -> str:
+    """``quantile of dep_delay, q 0.95 where carrier = 'AA'``: what was ``written`` in the job file."""
+    of, where = getattr(choice.options, "of", None), getattr(choice.options, "where", None)
+    given = written.get(choice.name) if isinstance(written, Mapping) else None
+    others = [f"{key} {_listed(value)}" for key, value in given.items() if key not in ("of", "where")] if isinstance(given, Mapping) else []
+    return ", ".join([f"{choice.name} of {of}" if of else choice.name, *others]) + (f" where {where}" if where else "")
+
+
+def _listed(value: Any) -> str:
+    """A value of a job file, as there."""
+    return json.dumps(value, default=str) if isinstance(value, (bool, list, Mapping)) else str(value)
 
 
 def show(job: Job, console: Console) -> None:
@@ -205,21 +238,26 @@ def _show_deduplicate(console: Console, job: Job, deduplicate: dict[str, Any]) -
 def _show_metric(console: Console, job: Job, metric: dict[str, Any]) -> None:
     _title(console, "metric", metric["metric"], f"{job.path}:{metric['line']}")
     _line(console, "reads", f"events of {_and(metric['reads'])}")
-    _line(console, "window", metric["window"])
+    slices = metric["slices"]
+    _line(console, "window", metric["window"] + (f", made of {slices['in_window']:,} slices of {slices['size']}" if slices else ""))
     _line(console, "by", ", ".join(name if name == field else f"{name} = {field}" for name, field in metric["by"].items()) or "nothing: one row a window")
     for index, (name, aggregate) in enumerate(metric["aggregates"].items()):
         _line(console, "" if index else "aggregates", f"{name} = {aggregate['is']}" + (f" ({aggregate['type']})" if aggregate["type"] else ""))
     emit = metric["emit"]
-    early = {"final": "", "on_change": "; the current one at every change"}[emit] if isinstance(emit, str) else f"; current ones every {emit['every']}"
-    _line(console, "emits", f"the final result, once the watermark has passed the window{early}")
+    early = {"final": "", "on_change": "; the current one at every change"}[emit] if isinstance(emit, str) else f"; current ones every {emit['every']} while it changes"
+    _line(console, "emits", f"the final result, once the watermark has passed the window's end{early}")
     if metric["keys"]:
-        beyond = "have one row a shard" if metric["rejected"] is None else f"are counted in dead letters, which go to {_and(metric['rejected'])}"
-        _line(console, "keys", f"{metric['keys']['limit']:,} have rows of their own in a window; the others {beyond}")
+        keys = metric["keys"]
+        beyond = "have one row together" if metric["rejected"] is None else f"are counted in a dead letter, which goes to {_and(metric['rejected'])}"
+        each = f" ({keys['a_shard']:,} in each of {metric['shards']} shards)" if keys["a_shard"] and metric["shards"] > 1 else ""
+        _line(console, "keys", f"at most {keys['limit']:,} have rows of their own in a window{each}; the others of {'a shard' if each else 'the window'} {beyond}")
     late = metric["late"]
     after = f"corrected for {metric['lateness']} after the window's end, then late events" if metric["lateness"] != "0s" else "late events"
     _line(console, "late", f"{after} are {'counted' if late is None else 'counted and go to ' + _and(late)}")
     _line(console, "row key", ", ".join(metric["key"]))
     _line(console, "results", f"go to {_and(metric['results'])}")
+    for note in metric["notes"]:
+        _line(console, "note", note)
 
 
 def _and(names: list[str]) -> str:

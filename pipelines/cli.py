@@ -8,9 +8,11 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit codes; the last as shells have it for Ctrl-C."""
@@ -39,6 +41,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(str(error), file=sys.stderr)
         return code
+
+
+def command() -> NoReturn:
+    """``streamgauge`` as a process. Ends at once: threads of Beam's that are still there keep objects alive, and libraries complain of them at length."""
+    code = 1
+    try:
+        code = main()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
 
 
 def _code(error: Exception) -> int | None:
@@ -345,4 +364,4 @@ def _quiet() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -12,7 +12,7 @@ Exactness first: what is not known to be right is refused, with the way out. Wha
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from streamgauge.pipelines.job_layout import AGGREGATE, FOREIGN_SOURCE, READ
@@ -21,6 +21,7 @@ from streamgauge.transforms.hashing import MAX_PARALLELISM
 from streamgauge.transforms.state_layout import Layout, StepLayout
 
 REPLAY = "replay from recorded positions (--replay): the windows that are not complete are computed anew"
+ANEW = "start anew with --fresh, into another table (sessions cannot be replayed from recorded positions)"
 DROP = "--drop-state forgets it"
 OF_ITS_OWN = "give the new aggregates an AggregateWindows of their own (it starts empty from where reading stands), or " + REPLAY
 """Ways out, as the launcher spells them."""
@@ -75,7 +76,13 @@ def compare(before: Layout, after: Layout, *, allow_dropped: bool = False, named
         else:
             changes += _COMPARED.get(step.kind, _opaque)(name, step.values, other.values)
     changes += [_added(name, step, named_sources) for name, step in after.steps.items() if name not in before.steps]
+    if any(_has_sessions(layout) for layout in (before, after)):
+        return [replace(change, effect=change.effect.replace(REPLAY, ANEW)) for change in changes]
     return changes
+
+
+def _has_sessions(layout: Layout) -> bool:
+    return any(step.kind == AGGREGATE and step.values["window"]["kind"] == "session" for step in layout.steps.values())
 
 
 def _whole(before: Layout, after: Layout, named_sources: bool) -> Iterator[Change]:
@@ -174,14 +181,14 @@ def _aggregating(name: str, before: dict[str, Any], after: dict[str, Any]) -> It
     if before["shards"] != after["shards"]:
         yield Change(name, f"shards {before['shards']} -> {after['shards']}", "refused", f"keys of open windows would be in other shards; {REPLAY}")
     if before["keys"] != after["keys"]:
-        yield Change(name, f"keys {_limit(before)} -> {_limit(after)}", "refused", f"open windows have the keys of the old limit; {REPLAY}")
+        yield Change(name, f"keys {key_limit(before)} -> {key_limit(after)}", "refused", f"open windows have the keys of the old limit; {REPLAY}")
     yield from _dimensions(name, before, after)
     yield from _state_columns(name, before, after)
     if before["metric"] != after["metric"]:
         effect = "rows from here on have the new name; an open window may have rows under both"
         yield Change(name, f"metric {before['metric']} -> {after['metric']}", "resumes", effect)
     if before["emit"] != after["emit"]:
-        yield Change(name, "emit", "resumes", "open windows are kept; it holds for what comes from here on")
+        yield Change(name, f"emit {_emits(before)} -> {_emits(after)}", "resumes", "open windows are kept; it holds for what comes from here on")
 
 
 def _dimensions(name: str, before: dict[str, Any], after: dict[str, Any]) -> Iterator[Change]:
@@ -227,7 +234,13 @@ def _duration(value: Any) -> str:
     return format_duration(value) if isinstance(value, int) else "unset"
 
 
-def _limit(values: dict[str, Any]) -> str:
+def _emits(values: dict[str, Any]) -> str:
+    emit = values["emit"]
+    return emit if isinstance(emit, str) else f"every {_duration(emit['every'])}"
+
+
+def key_limit(values: dict[str, Any]) -> str:
+    """The limit on keys of an AggregateWindows, in words."""
     keys = values["keys"]
     return "without a limit" if keys is None else f"limit {keys['limit']}, beyond {keys['beyond']}"
 

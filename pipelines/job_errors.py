@@ -60,7 +60,7 @@ def explain(model: type[Config], options: object, error: ValidationError) -> lis
             known = _keys(_model_at(model, keys))
             place, message = (*place, path[-1]), f"unknown key{did_you_mean(str(path[-1]), known)}; known: {', '.join(known)}"
         found.setdefault(place, {})[message] = tag
-    fitting = [(place, _either([_plain(message) for message in _fitting(options, place, messages)])) for place, messages in found.items()]
+    fitting = [(place, _either([_plain(message, _model_at(model, place)) for message in _fitting(options, place, messages)])) for place, messages in found.items()]
     return [(place, message) for place, message in fitting if message] or [((), str(error))]
 
 
@@ -90,7 +90,11 @@ def _either(messages: list[str]) -> str:
     """
     >>> _either(["expected 'final'; found 5", "expected a mapping; found 5"])
     "expected 'final' or a mapping; found 5"
+    >>> _either(["'size' is missing: Length.", "'every' is missing: Step."])
+    "'size' is missing: Length; 'every' is missing: Step."
     """
+    if len(messages) > 1 and all("is missing" in message for message in messages):
+        return "; ".join([*(message.removesuffix(".") for message in messages[:-1]), messages[-1]])
     heads, _, tails = zip(*(message.partition("; found ") for message in messages), strict=True) if messages else ((), (), ())
     if len(messages) > 1 and len(set(tails)) == 1 and tails[0] and all(head.startswith("expected ") for head in heads):
         return f"expected {' or '.join(head.removeprefix('expected ') for head in heads)}; found {tails[0]}"
@@ -102,18 +106,28 @@ _WORDS = (
     (re.compile(r"input should be a valid (tuple|list)"), "expected a list"),
     (re.compile(r"input should be a valid (\w+)(, [\w ]+)?"), r"expected a \1"),
     (re.compile(r"input should be"), "expected"),
+    (re.compile(r"(dictionary|list|tuple) should have at least 1 item after validation, not 0"), "expected at least one"),
 )
 
 
-def _plain(message: str) -> str:
-    """Pydantic's words in ours.
+def _plain(message: str, model: type[Config] | None = None) -> str:
+    """Pydantic's words in ours. ``model``: what stands there, where that is a mapping of options.
 
     >>> _plain("input should be a valid string; found 5")
     'expected a string; found 5'
     """
     for pattern, words in _WORDS:
         message = pattern.sub(words, message, count=1)
+    if model is not None and message.startswith("expected a mapping;"):
+        message = message.replace("a mapping", _mapping(model), 1)
     return re.sub(r"\bexpected a (?=[aeio])", "expected an ", message)
+
+
+def _mapping(model: type[Config]) -> str:
+    """What a mapping of its options looks like: ``a mapping such as {of: ..., q: ...}``."""
+    fields = {field.alias or name: field for name, field in model.model_fields.items()}
+    shown = [key for key, field in fields.items() if field.is_required()] or list(fields)
+    return f"a mapping such as {{{', '.join(f'{key}: ...' for key in shown)}}}" if shown else "nothing more: it has no options"
 
 
 def _described(model: type[Config] | None, key: str) -> str:

@@ -10,13 +10,15 @@ import pyarrow as pa
 from pydantic_core import PydanticCustomError
 
 from streamgauge.pipelines.job_errors import Path, Problem
-from streamgauge.pipelines.job_steps import Step, origins
+from streamgauge.pipelines.job_steps import Output, Step, origins
 from streamgauge.pipelines.job_yaml import Document
 from streamgauge.transforms.aggregate import AggregateOptions, build_metric
 from streamgauge.transforms.deduplicate import DeduplicateOptions, check_ids
 from streamgauge.transforms.event_time import EventTime
 from streamgauge.transforms.map_events import MapOptions, mapped_schema, problems_of
 from streamgauge.transforms.read import ReadOptions, read_schema
+from streamgauge.transforms.reduce import late_schema
+from streamgauge.transforms.rows import RowSpec
 from streamgauge.transforms.write import WriteOptions
 
 
@@ -135,15 +137,19 @@ class Flow:
                 )
 
     def _one_table_each(self) -> None:
-        """Late events and dead letters have other columns than results: one table cannot hold both."""
-        seen: dict[tuple[str, str], tuple[Step, set[str | None]]] = {}
+        """What goes to one table has the same columns, and no two rows of it the same key by chance."""
+        kept: dict[str, list[tuple[Step, Output]]] = {}
         for step in self.steps:
-            if isinstance(step.options, WriteOptions):
-                to = step.options.to
-                kinds = {output.kind for output in origins(step)} - {None}
-                first, others = seen.setdefault((to.name, str(to.options)), (step, kinds))
-                if kinds and others and kinds != others:
-                    self._problem((*step.path, "config", "to"), f"the {_and(kinds)} would go where {first.name} at line {first.line} puts the {_and(others)}; choose another place")
+            if isinstance(step.options, WriteOptions) and step.options.to.name != "stdout":
+                before = kept.setdefault(step.options.to.create().name, [])
+                for output in origins(step):
+                    if output.kind is not None:
+                        message = next((found for first, other in before if (found := _clash(step, output, first, other))), None)
+                        if message is not None:
+                            alone = not before or before[0][0] is step
+                            self._problem((*step.path, "input") if alone else (*step.path, "config", "to"), message)
+                            break
+                        before.append((step, output))
 
     def _checked(self, path: Path, make: Callable[[], Any]) -> Any:
         """What ``make`` returns; None and a problem when it raises a user's error."""
@@ -174,5 +180,20 @@ def event_sources(step: Step) -> list[Step]:
     return found
 
 
-def _and(kinds: set[str | None]) -> str:
-    return " and ".join(sorted(str(kind) for kind in kinds))
+def _clash(step: Step, output: Output, first: Step, other: Output) -> str | None:
+    """Why an output cannot go to the table to which ``first`` writes the ``other``; None: it can."""
+    there = f"where {first.name} at line {first.line} puts" if first is not step else "to one table with"
+    if output.kind != other.kind:
+        return f"the {output.kind} would go {there} the {other.kind}; choose another place"
+    one, two = output.step.metric, other.step.metric
+    if one is None or two is None or output.step is other.step or output.kind == "dead letters":
+        return None
+    mine, theirs = (f"{each.step.name} (line {each.step.line})" for each in (output, other))
+    if one.name == two.name:
+        return f"{mine} and {theirs} are both metric '{one.name}': in one table their rows have the same keys and replace each other; give one of them another name or table"
+    columns, others = ((late_schema(each) if output.kind == "late events" else each.result_schema) for each in (one, two))
+    differing = sorted({field.name for field in {*columns} ^ {*others}})
+    if differing or RowSpec.of(columns).key != RowSpec.of(others).key:
+        what = f"other columns ({', '.join(differing)})" if differing else f"another key ({', '.join(RowSpec.of(columns).key)})"
+        return f"the {output.kind} of {mine} have {what} than those of {theirs}, which go to the same table; choose another table"
+    return None

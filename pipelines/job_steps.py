@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -158,11 +158,21 @@ class Steps:
             except ValidationError as error:
                 for place, message in explain(VOCABULARY[kind], config, error):
                     self._problem((*path, "config", *place), message)
+            self._named_apart(step)
         else:
             self._only_keys(spec, path, _BEAM_STEP_KEYS)
             if not self._known.has(kind):
                 known = [*VOCABULARY, *_NESTS, *self._known.names()]
                 self._problem((*path, "type"), f"unknown transform '{kind}'{did_you_mean(kind, known)}; ours: {', '.join(VOCABULARY)}; others are those of Beam YAML")
+
+    def _named_apart(self, step: Step) -> None:
+        """The output of dead letters must not hide another one."""
+        handling = getattr(step.options, "error_handling", None)
+        if handling is not None:
+            others = replace(step, options=step.options.model_copy(update={"error_handling": None})).outputs()
+            if handling.output in others:
+                message = f"'{handling.output}' is the output with the {others[handling.output]} of {step.type}; give dead letters another name, such as `rejected`"
+                self._problem((*step.path, "config", "error_handling", "output"), message)
 
     def _only_keys(self, spec: Mapping[str, Any], path: Path, known: Any) -> None:
         for key in spec:

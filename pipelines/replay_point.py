@@ -9,6 +9,8 @@ have made an event of a later window late. So both runs together judge as one ru
 end that belong to a window before the cutoff would have come too late for it as well: they are late in the new run. (Splits that were idle,
 and so followed others, are judged by when that was, as ever.)
 
+Sessions have no such cutoff: they are refused.
+
 Limits. Payloads that the old format rejected are read again only behind the start. A Deduplicate is shown again what is at most its horizon older than
 the cutoff; but which of two copies in different splits it sees first is chance, so where they also have different event times, the old run may have
 counted one before the cutoff and the new run counts the other. Which stores take a row goes by the number of events: a job that counts fewer of
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from streamgauge.pipelines.compat import other_positions
+from streamgauge.pipelines.compat import key_limit, other_positions
 from streamgauge.pipelines.job import Job
 from streamgauge.pipelines.job_layout import AGGREGATE, DEDUPLICATE, READ, layout_of
 from streamgauge.transforms.config import format_duration
@@ -29,7 +31,7 @@ from streamgauge.transforms.record import JobRecord
 from streamgauge.transforms.replay import ReplayPoint, SplitPoint, first_open, split_key
 from streamgauge.transforms.state_layout import Layout, StepLayout
 from streamgauge.transforms.windows import WINDOWS
-from streamgauge.transforms.windows.base import Window
+from streamgauge.transforms.windows.base import Window, is_session
 
 _EXTENT = ("start", "stop", "path", "follow", "events")
 """Options of sources that say from where to where to read, and not what a position means."""
@@ -55,6 +57,7 @@ def make_replay_point(
     """
     after = layout_of(job)
     old = before or after
+    _check_windows(old, after)
     _check_sources(old, after)
     notes = [note for name in _named(after, AGGREGATE) if name in old.steps for note in _check_rows(name, old.steps[name], after.steps[name])]
     sources = {old.steps[name].values["source"]["name"] for name in _named(old, READ)}
@@ -98,12 +101,13 @@ def _cutoffs(old: Layout, after: Layout, complete: int | None, previous: ReplayP
         reached = [moment for moment in moments if moment is not None]
         if not reached or len(reached) < len(moments):
             continue
-        moment = min(reached)
-        lateness = after.steps[name].values["lateness"]
-        if name in stored and complete is not None and lateness > old.steps[name].values["lateness"]:
+        window, values = _window(after.steps[name]), after.steps[name].values
+        # Windows that overlap the first open one are complete where they began before it; of windows of another kind nobody knows.
+        same = name in stored and old.steps[name].values["window"] == values["window"]
+        found[name] = min(reached) if same else first_open(window, min(reached))
+        if name in stored and complete is not None and values["lateness"] > old.steps[name].values["lateness"]:
             # By the new job's terms older windows may still change: they need all their events again.
-            moment = min(moment, complete - lateness)
-        found[name] = first_open(_window(after.steps[name]), moment)
+            found[name] = min(found[name], first_open(window, complete - values["lateness"]))
     return found
 
 
@@ -128,6 +132,18 @@ def _window(step: StepLayout) -> Window:
     return made
 
 
+def _check_windows(old: Layout, after: Layout) -> None:
+    """Of sessions nobody knows where the first unfinished one begins: they have no border that all keys share."""
+    for layout in (old, after):
+        for name in _named(layout, AGGREGATE):
+            window = layout.steps[name].values["window"]
+            if is_session(_window(layout.steps[name])):
+                raise ReplayError(
+                    f"{name}: window {window['says']}: sessions begin where the events of their key say, so there is no position from which all unfinished ones are "
+                    "whole; resume from the state, or start anew with --fresh"
+                )
+
+
 def _check_sources(old: Layout, after: Layout) -> None:
     """What is known of a source's positions has to hold for whoever reads it."""
     readers = [(name, layout.steps[name].values) for layout in (old, after) for name in _named(layout, READ)]
@@ -146,14 +162,26 @@ def _check_sources(old: Layout, after: Layout) -> None:
                     raise ReplayError(f"{what} is read with from.{key} {was} and {now} ({steps}): a position of one may be another event of the other; start anew with --fresh")
 
 
+def _zone(values: dict[str, Any]) -> str | None:
+    zone: str | None = values["window"]["options"].get("timezone")
+    return zone
+
+
 def _check_rows(name: str, old: StepLayout, new: StepLayout) -> list[str]:
     """Rows of a changed window have the keys of old rows with which they share the start: they must not count less. Returns what people should know."""
     before, after = old.values, new.values
-    if before["metric"] != after["metric"] or before["window"] == after["window"]:
+    if before["metric"] != after["metric"]:
+        return []
+    if before["keys"] != after["keys"]:
+        raise ReplayError(
+            f"{name}: keys {key_limit(before)} -> {key_limit(after)}: rows of keys that only the old limit lets in would stay beside the new ones; give the metric "
+            f"another name than {before['metric']}"
+        )
+    if before["window"] == after["window"]:
         return []
     what = f"{name}: window {before['window']['says']} -> {after['window']['says']}"
     sizes = before["window"]["slice_size"], after["window"]["slice_size"]
-    tumbling = before["window"]["kind"] == after["window"]["kind"] == "tumbling"
+    tumbling = before["window"]["kind"] == after["window"]["kind"] == "tumbling" and _zone(before) == _zone(after)
     if not tumbling or sizes[1] % sizes[0] or (after["window"]["offset"] - before["window"]["offset"]) % sizes[0]:
         raise ReplayError(
             f"{what}: rows of both have the same keys, and a store does not replace a row by one of fewer events; give the metric another name than {before['metric']}"

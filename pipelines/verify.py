@@ -16,20 +16,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streamgauge.pipelines.job import Job, JobError, Output, Step, origins
-from streamgauge.pipelines.job_flow import event_sources
+from streamgauge.pipelines.job_flow import event_schema, event_sources
 from streamgauge.pipelines.run_state import REPLAY_POINT
+from streamgauge.pipelines.verify_aggregates import fields_used, unknown_aggregates
 from streamgauge.pipelines.verify_compare import (
     Comparison,
+    Question,
     compare_late,
     compare_letters,
     compare_results,
     make_expected,
-    unknown_aggregates,
     written_time,
 )
 from streamgauge.pipelines.verify_input import SplitRange, plain, records
 from streamgauge.pipelines.verify_sql import load_raw, make_events
 from streamgauge.pipelines.verify_unique import make_unique
+from streamgauge.pipelines.verify_windows import KINDS
 from streamgauge.transforms.config import Choice
 from streamgauge.transforms.deduplicate import DeduplicateOptions
 from streamgauge.transforms.read import ReadOptions
@@ -125,8 +127,14 @@ def _can_verify(job: Job) -> None:
         if step.options.format.name not in ("json", "csv"):
             raise JobError(f"{job.path}:{step.line}: verify reads json and csv again, not {step.options.format.name}")
     for step in job.of("AggregateWindows"):
-        if step.options.window.name != "tumbling":
-            raise JobError(f"{job.path}:{step.line}: verify knows tumbling windows, not {step.options.window.name}")
+        if step.options.window.name not in KINDS:
+            raise JobError(f"{job.path}:{step.line}: verify knows {', '.join(KINDS)} windows, not {step.options.window.name}")
+        for other in event_sources(step):
+            if not isinstance(other.options, (ReadOptions, DeduplicateOptions)):
+                raise JobError(
+                    f"{job.path}:{step.line}: verify cannot compute {step.options.metric} again: {other.name} (line {other.line}) changes its events first, and verify "
+                    "knows only what ReadEvents and Deduplicate do"
+                )
         if not _stores(job, step, "results"):
             raise JobError(f"{job.path}:{step.line}: the results of {step.name} go to no store that can be read back; such are {', '.join(_readable_sinks())}")
 
@@ -171,8 +179,6 @@ def _check_metric(connection: Any, job: Job, step: Step, sources: list[_Source],
     options = step.options
     before = event_sources(step)
     mine = [source for source in sources if source.step in before]
-    if not mine or any(not isinstance(other.options, (ReadOptions, DeduplicateOptions)) for other in before):
-        raise JobError(f"{job.path}:{step.line}: verify cannot compute {options.metric} again: other transforms change its events first")
     horizon = _horizon(mine)
     notes = [] if horizon is None else [f"windows are compared up to {written_time(horizon)}" if horizon > 0 else "no window is closed for good yet"]
     notes += [f"not compared: {', '.join(unknown)}" for unknown in [unknown_aggregates(options)] if unknown]
@@ -182,15 +188,17 @@ def _check_metric(connection: Any, job: Job, step: Step, sources: list[_Source],
     connection.register("late_rows", late)
     connection.execute("CREATE OR REPLACE TABLE late AS SELECT * FROM late_rows")
     connection.unregister("late_rows")
-    fields = [*options.by.values(), *(getattr(choice.options, "of", None) for choice in options.aggregates.values())]
-    used = list(dict.fromkeys(name for name in fields if name is not None))
-    make_expected(connection, options, mine[0].fields, _reaching(connection, step, mine, used, record, notes), horizon)
+    schema = event_schema(mine[0].step)
+    question = Question(options, mine[0].fields, schema, horizon, min(source.step.options.time.disorder for source in mine))
+    between = make_expected(connection, question, _reaching(connection, step, mine, fields_used(options, schema), record, notes))
+    if between:
+        notes.append(f"{between:,} events came when some of their windows were closed: rows of those may lack them, and differ")
     found = []
     for to in _stores(job, step, "results"):
         sink = to.create()
         outcome = Comparison(options.metric, sink.name, notes=[*notes, *late_notes])
         stored = _rows(sink, step.metric.result_schema if step.metric else None, outcome)
-        compare_results(connection, options, stored.filter(pc.equal(stored.column("metric"), options.metric)), horizon, outcome)
+        compare_results(connection, question, stored.filter(pc.equal(stored.column("metric"), options.metric)), outcome)
         compare_late(connection, tables, _within(mine), outcome)
         if not late_stores:
             outcome.late = sum(values["events"] for values in record.all("late") if values["metric"] == options.metric)

@@ -7,19 +7,17 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from streamgauge.pipelines.verify_sql import sql_type
+from streamgauge.pipelines.verify_aggregates import Columns, expected, unknown_aggregates
+from streamgauge.pipelines.verify_windows import place, settled
 from streamgauge.transforms.aggregate import AggregateOptions
-from streamgauge.transforms.config import Choice
 
 SHOWN = 10
 """Differences that are shown of each table."""
 
 RELATIVE, ROUNDING = 1e-9, 1e-12
 """Sums of floats may differ by this much of their value, and of the sum of their terms' sizes: additions in another order round differently."""
-
-_FLOATS = ("FLOAT", "DOUBLE")
-
 
 @dataclass(frozen=True)
 class Difference:
@@ -56,90 +54,128 @@ class Comparison:
         return not self.differing
 
 
-def unknown_aggregates(options: AggregateOptions) -> list[str]:
-    """Aggregates that only the job itself can compute."""
-    return [f"{name} ({choice.name})" for name, choice in options.aggregates.items() if choice.name not in ("count", "sum", "min", "max", "mean")]
+@dataclass(frozen=True)
+class Question:
+    """What the rows of a metric should be.
+
+    Attributes:
+        fields: declared types by name, in the order of f0, f1, ... schema: of the events, as Arrow has it.
+        horizon: microseconds: only windows that nothing can change after it are compared; None: all of them.
+        disorder: of the source, for what came late (microseconds).
+    """
+
+    options: AggregateOptions
+    fields: dict[str, str]
+    schema: pa.Schema
+    horizon: int | None
+    disorder: int
+
+    @property
+    def key(self) -> str:
+        """The bound of a window that tells it from others of its key."""
+        found: str = self.options.window.create().key
+        return found
+
+    @property
+    def keys(self) -> list[str]:
+        """Names of the columns with the dimensions."""
+        return [f"k{number}" for number in range(len(self.options.by))]
+
+    @property
+    def closed(self) -> str:
+        """SQL: a row's window is compared."""
+        return "true" if self.horizon is None else f"window_end + {settled(self.options.window, self.options.lateness)} <= {self.horizon}"
 
 
-def _aggregate(choice: Choice, places: dict[str, tuple[int, str]]) -> tuple[str, str]:
-    """(the value, the sum of its terms' sizes or NULL where it must be exact) in SQL."""
-    if choice.name == "count":
-        return "count(*)", "NULL"
-    index, kind = places[choice.options.of]
-    column = f"f{index}"
-    if choice.name in ("min", "max"):
-        return f"{choice.name}({column})", "NULL"
-    sizes = f"fsum(abs({column}::DOUBLE))"
-    if choice.name == "mean":
-        return f"fsum({column}::DOUBLE) / nullif(count({column}), 0)", f"{sizes} / nullif(count({column}), 0)"
-    if sql_type(kind) in _FLOATS:
-        return f"fsum({column}::DOUBLE)", sizes
-    return f"CASE WHEN sum({column}::HUGEINT) BETWEEN -9223372036854775808 AND 9223372036854775807 THEN sum({column}::HUGEINT) END", "NULL"
-
-
-def make_expected(connection: Any, options: AggregateOptions, fields: dict[str, str], events: list[str], horizon: int | None) -> None:
+def make_expected(connection: Any, question: Question, events: list[str]) -> int:
     """Makes the table ``expected`` from tables of events (see verify_sql) and ``late`` (split, position).
 
-    Columns: window_start (microseconds), k0.. (dimensions), events, a0.. (aggregates), m0.. (sizes, see ``ROUNDING``). ``horizon``: a
-    window counts when its end plus the lateness is not after it.
+    Columns: window_start, window_end (microseconds), k0.. (dimensions), events, a0.. (aggregates), m0.. (sizes, see ``ROUNDING``), y0.. (whether the
+    value is known). Returns the number of events that came when one of their windows was closed, and another was not.
     """
-    places = {name: (index, kind) for index, (name, kind) in enumerate(fields.items())}
-    size, offset = options.window.options.size, options.window.options.offset
-    start = f"time - (((time - {offset}) % {size}) + {size}) % {size}"
-    keys = [f"f{places[name][0]} AS k{number}" for number, name in enumerate(options.by.values())]
+    options, columns = question.options, Columns(question.fields, question.schema)
     values = []
     for number, choice in enumerate(options.aggregates.values()):
-        value, sizes = _aggregate(choice, places) if choice.name in ("count", "sum", "min", "max", "mean") else ("NULL", "NULL")
-        values += [f"{value} AS a{number}", f"{sizes} AS m{number}"]
-    union = " UNION ALL ".join(f"SELECT * FROM {table}" for table in events)
-    closed = "" if horizon is None else f"AND {start} + {size} + {options.lateness} <= {horizon}"
+        if (made := expected(columns, choice)) is not None:
+            values += [f"{made.value} AS a{number}", f"{made.sizes} AS m{number}", f"{made.known} AS y{number}"]
+    # By position, as the job itself judges what is late, and before what was late is taken away.
+    passed = f"max(time) OVER (PARTITION BY split ORDER BY position ROWS UNBOUNDED PRECEDING) - {question.disorder} AS passed"
+    union = " UNION ALL ".join(f"SELECT *, {passed} FROM {table} WHERE reason IS NULL" for table in events)
+    connection.execute(f"CREATE OR REPLACE TABLE counted AS SELECT event.* FROM ({union}) AS event ANTI JOIN late ON event.split = late.split AND event.position = late.position")
+    keys = [f"{columns.field(name)} AS {key}" for key, name in zip(question.keys, options.by.values(), strict=True)]
+    connection.execute(f"CREATE OR REPLACE TABLE judged AS SELECT {', '.join(['*', *keys])} FROM {columns.judged('counted')}")
+    windows = place(connection, "judged", options.window, question.keys)
+    grouped = ", ".join(["window_start", "window_end", *question.keys])
     connection.execute(f"""
-        CREATE OR REPLACE TABLE expected AS
-        SELECT {", ".join([f"{start} AS window_start", *keys, "count(*) AS events", *values])}
-        FROM ({union}) AS event ANTI JOIN late ON event.split = late.split AND event.position = late.position
-        WHERE reason IS NULL {closed} GROUP BY {", ".join(str(number + 1) for number in range(1 + len(keys)))}
+        CREATE OR REPLACE TABLE expected AS SELECT {", ".join([grouped, "count(*) AS events", *values])} FROM ({windows}) WHERE {question.closed} GROUP BY {grouped}
     """)
+    if options.window.name not in ("sliding", "cumulative"):
+        return 0
+    return int(connection.execute(f"SELECT count(DISTINCT (split, position)) FROM ({windows}) WHERE window_end + {options.lateness} <= passed").fetchall()[0][0])
 
 
-def compare_results(connection: Any, options: AggregateOptions, stored: pa.Table, horizon: int | None, outcome: Comparison) -> None:
+def compare_results(connection: Any, question: Question, stored: pa.Table, outcome: Comparison) -> None:
     """Fills ``outcome`` with how ``stored`` (the metric's rows) differs from the table ``expected``."""
-    size = options.window.options.size
-    names = [f"k{number}" for number in range(len(options.by))]
-    skipped = {number for number, choice in enumerate(options.aggregates.values()) if choice.name not in ("count", "sum", "min", "max", "mean")}
-    columns = ["window_start", *options.by, "window_end", "events", "revision", "final", *options.aggregates]
-    as_named = ["window_start", *names, "window_end", "events", "revision", "final", *(f"a{number}" for number in range(len(options.aggregates)))]
-    plain = pa.table([_plain(stored.column(name)) for name in columns], names=as_named)
-    connection.register("stored_rows", plain)
-    closed = "true" if horizon is None else f"window_start + {size} + {options.lateness} <= {horizon}"
-    connection.execute(f"CREATE OR REPLACE TABLE stored AS SELECT *, count(*) OVER (PARTITION BY {', '.join(['window_start', *names])}) AS copies FROM stored_rows WHERE {closed}")
-    connection.unregister("stored_rows")
-    on = " AND ".join(f"e.{name} IS NOT DISTINCT FROM s.{name}" for name in ["window_start", *names])
-    checks = [("window_end", "s.window_end", f"(e.window_start + {size})", "NULL"), ("events", "s.events", "e.events", "NULL"), ("revision", "s.revision", "e.events", "NULL")]
-    checks += [("final", "s.final", "true", "NULL")]
-    checks += [(name, f"s.a{number}", f"e.a{number}", f"e.m{number}") for number, name in enumerate(options.aggregates) if number not in skipped]
-    both = "e.events IS NOT NULL AND s.events IS NOT NULL"
-    found = [("(row)", "NOT (" + both + ")", "CASE WHEN s.events IS NULL THEN 'missing' ELSE 'events ' || s.events END", "CASE WHEN e.events IS NULL THEN 'no such row' ELSE 'events ' || e.events END")]
-    found += [("(row)", both + " AND s.copies > 1", "s.copies || ' times'", "'once'")]
-    for name, here, there, sizes in checks:
-        near = f"abs({here} - {there}) <= {RELATIVE} * abs({there}) + {ROUNDING} * {sizes}"
-        wrong = f"{here} IS DISTINCT FROM {there} AND NOT coalesce({near}, false)" if sizes != "NULL" else f"{here} IS DISTINCT FROM {there}"
-        found.append((name, f"{both} AND {wrong}", f"{here}::VARCHAR", f"{there}::VARCHAR"))
-    keys = ", ".join(f"coalesce(e.{name}, s.{name}) AS {name}" for name in ["window_start", *names])
-    flags = ", ".join(f"({wrong}) AS w{index}, {here} AS s{index}, {there} AS e{index}" for index, (_, wrong, here, there) in enumerate(found))
-    connection.execute(f"CREATE OR REPLACE TABLE compared AS SELECT {keys}, {flags} FROM expected e FULL OUTER JOIN stored s ON {on}")
-    anything = " OR ".join(f"w{index}" for index in range(len(found)))
-    outcome.compared, outcome.windows, outcome.differing = connection.execute(
-        f"SELECT count(*), count(DISTINCT window_start), count(*) FILTER ({anything}) FROM compared"
-    ).fetchall()[0]
-    listed = " UNION ALL ".join(
-        f"SELECT {', '.join(['window_start', *names])}, {index} AS which, s{index}::VARCHAR, e{index}::VARCHAR FROM compared WHERE w{index}" for index in range(len(found))
+    options, key = question.options, question.key
+    other_bound = "window_end" if key == "window_start" else "window_start"
+    skipped = {name.partition(" ")[0] for name in unknown_aggregates(options)}
+    compared = {f"a{number}": name for number, name in enumerate(options.aggregates) if name not in skipped}
+    shared = ["other"] if "other" in stored.column_names else []
+    if "withdrawn" in stored.column_names:
+        stored = stored.filter(pc.invert(stored.column("withdrawn")))
+    own = ["events", "revision", "final"]
+    plain = pa.table(
+        [_plain(stored.column(name)) for name in ["window_start", "window_end", *options.by, *own, *compared.values(), *shared]],
+        names=["window_start", "window_end", *question.keys, *own, *compared, *shared],
     )
-    times = {index for index, (name, *_) in enumerate(found) if name == "window_end"}
-    for start, *values, which, here, there in connection.execute(f"{listed} ORDER BY ALL LIMIT {SHOWN}").fetchall():
-        key = {"window_start": written_time(start), **dict(zip(options.by, values, strict=True))}
-        if which in times:
+    connection.register("stored_rows", plain)
+    names = [key, *question.keys]
+    of_key = "other IS NULL" if shared else "true"
+    copies = f"count(*) OVER (PARTITION BY {', '.join(names)}) AS copies"
+    connection.execute(f"CREATE OR REPLACE TABLE stored AS SELECT *, {copies} FROM stored_rows WHERE {question.closed} AND {of_key}")
+    if shared:
+        connection.execute(f"CREATE OR REPLACE TABLE stored_together AS SELECT {key}, sum(events) AS events FROM stored_rows WHERE {question.closed} AND NOT {of_key} GROUP BY {key}")
+    connection.unregister("stored_rows")
+    both = "e.events IS NOT NULL AND s.events IS NOT NULL"
+    # With a limit on keys, which of them have rows is a matter of hashes.
+    wrong_row = "e.events IS NULL" if options.keys is not None else f"NOT ({both})"
+    found = [("(row)", wrong_row, "CASE WHEN s.events IS NULL THEN 'missing' ELSE 'events ' || s.events END", "CASE WHEN e.events IS NULL THEN 'no such row' ELSE 'events ' || e.events END")]
+    found += [("(row)", both + " AND s.copies > 1", "s.copies || ' times'", "'once'")]
+    checks = [(other_bound, f"s.{other_bound}", f"e.{other_bound}", "NULL", "true"), ("events", "s.events", "e.events", "NULL", "true")]
+    checks += [("revision", "s.revision", "e.events", "NULL", "true"), ("final", "s.final", "true", "NULL", "true")]
+    checks += [(name, f"s.{column}", f"e.{column}", f"e.m{column[1:]}", f"e.y{column[1:]}") for column, name in compared.items()]
+    for name, here, there, sizes, known in checks:
+        near = "false" if sizes == "NULL" else f"coalesce(abs({here} - {there}) <= {RELATIVE} * abs({there}) + {ROUNDING} * {sizes}, false)"
+        found.append((name, f"{both} AND {known} AND {here} IS DISTINCT FROM {there} AND NOT ({near})", f"{here}::VARCHAR", f"{there}::VARCHAR"))
+    on = " AND ".join(f"e.{name} IS NOT DISTINCT FROM s.{name}" for name in names)
+    shown = ", ".join(f"coalesce(e.{name}, s.{name}) AS {name}" for name in names)
+    flags = ", ".join(f"({wrong}) AS w{index}, {here} AS s{index}, {there} AS e{index}" for index, (_, wrong, here, there) in enumerate(found))
+    there = "WHERE s.events IS NOT NULL" if options.keys is not None else ""
+    connection.execute(f"CREATE OR REPLACE TABLE compared AS SELECT {shown}, {flags} FROM expected e FULL OUTER JOIN stored s ON {on} {there}")
+    anything = " OR ".join(f"w{index}" for index in range(len(found)))
+    outcome.compared, outcome.windows, outcome.differing = connection.execute(f"SELECT count(*), count(DISTINCT {key}), count(*) FILTER ({anything}) FROM compared").fetchall()[0]
+    listed = " UNION ALL ".join(f"SELECT {', '.join(names)}, {index} AS which, s{index}::VARCHAR, e{index}::VARCHAR FROM compared WHERE w{index}" for index in range(len(found)))
+    for bound, *values, which, here, there in connection.execute(f"{listed} ORDER BY ALL LIMIT {SHOWN}").fetchall():
+        if found[which][0] == other_bound:
             here, there = written_time(int(here)), written_time(int(there))
-        outcome.differences.append(Difference(key, found[which][0], _shown(here), _shown(there)))
+        row = {key: written_time(bound), **dict(zip(options.by, values, strict=True))}
+        outcome.differences.append(Difference(row, found[which][0], _shown(here), _shown(there)))
+    if shared:
+        _compare_together(connection, key, on, outcome)
+    elif options.keys is not None:
+        outcome.notes.append("keys without a row are not compared: they are beyond the limit, and told as dead letters")
+
+
+def _compare_together(connection: Any, key: str, on: str, outcome: Comparison) -> None:
+    """The rows of all keys beyond the limit: in each window they count the events that have no row of their key."""
+    found = connection.execute(f"""
+        WITH beyond AS (SELECT {key}, sum(events) AS events FROM expected e WHERE NOT EXISTS (SELECT 1 FROM stored s WHERE {on}) GROUP BY {key})
+        SELECT coalesce(b.{key}, t.{key}), t.events, b.events FROM beyond b FULL OUTER JOIN stored_together t ON b.{key} = t.{key}
+        WHERE b.events IS DISTINCT FROM t.events ORDER BY 1
+    """).fetchall()
+    outcome.differing += len(found)
+    for bound, here, there in found[: max(0, SHOWN - len(outcome.differences))]:
+        outcome.differences.append(Difference({key: written_time(bound)}, "(keys beyond the limit)", f"events {here or 0}", f"events {there or 0}"))
 
 
 def compare_late(connection: Any, events: list[str], ranges: str, outcome: Comparison) -> None:

@@ -113,8 +113,8 @@ class AggregateOptions(Config):
     def model_post_init(self, context: object) -> None:
         if self.keys is not None and self.window.name == "session":
             raise user_error("keys: sessions have no limit on keys; `max` bounds how long each is kept")
-        if self.keys is not None and self.emit != "final" and self.window.name in ("sliding", "cumulative"):
-            raise user_error(f"keys: with {self.window.name} windows a limit needs `emit: final`; early rows could not be withdrawn")
+        if self.keys is not None and (self.emit != "final" or self.lateness) and self.window.name in ("sliding", "cumulative"):
+            raise user_error(f"keys: with {self.window.name} windows a limit needs `emit: final` and no `lateness`; a row could not be withdrawn")
         if self.error_handling is not None and not self.letters:
             raise user_error("error_handling: this step has no dead letters without `keys: {limit: ..., beyond: dead_letters}`")
 
@@ -239,14 +239,17 @@ def build_metric(options: AggregateOptions, schema: pa.Schema) -> Metric:
     names = [*RESULT_COLUMNS, *options.by, *options.aggregates]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise user_error(f"result column '{twice[0]}' is there twice: dimensions, aggregates and {', '.join(RESULT_COLUMNS)} share one table")
+        if twice[0] in RESULT_COLUMNS:
+            raise user_error(f"result column '{twice[0]}' is there twice: {', '.join(RESULT_COLUMNS)} are taken; choose another name")
+        raise user_error(f"result column '{twice[0]}' is there twice: as dimension and as aggregate; give one of them another name")
     aggregates = {name: choice.registry.load(choice.name)(choice.options, schema) for name, choice in options.aggregates.items()}
     window = options.window.create()
-    early = options.emit != "final"
+    retold = options.emit != "final" or options.lateness > 0
     return Metric(
         options.metric, dict(options.by), aggregates, schema, options.shards, window.key,
-        withdraws=is_session(window) or (options.keys is not None and early),
+        withdraws=is_session(window) or (options.keys is not None and retold),
         extra=SESSION_STATE if is_session(window) else (),
         others=options.keys is not None and not options.letters,
+        disjoint=is_session(window),
         limit=None if options.keys is None else -(-options.keys.limit // options.shards),
     )  # fmt: skip

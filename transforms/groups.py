@@ -10,7 +10,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from streamgauge.transforms.formats.compiled import I64, U64, kernel
+from streamgauge.transforms.hashing import hash_rows, is_hashable, mix, number_bits, plain, text_of, validity
+
 _Numbers = npt.NDArray[np.int64]
+_Hashes = npt.NDArray[np.uint64]
+_Bytes = npt.NDArray[np.uint8]
+
+_EMPTY = -1
 
 
 @dataclass(frozen=True)
@@ -36,22 +43,46 @@ class Groups:
         least, most = (int(part.min()), int(part.max())) if len(part) else (0, 0)
         if least == most:
             return self
-        return _numbered(_paired(self.ids, self.count, part - least, most - least + 1))
+        hashes = np.empty(len(part), np.uint64)
+        # Numbers that are different have different hashes.
+        _mixed(_paired(self.ids, self.count, part - least, most - least + 1), hashes)
+        return _grouped(hashes)
+
+    def ordered(self, order: _Numbers) -> Groups:
+        """The same groups with other numbers: the first is the one that is ``order[0]`` here.
+
+        >>> group_rows([pa.array(["a", "b", "a"])], 3).ordered(np.array([1, 0])).ids.tolist()
+        [1, 0, 1]
+        """
+        number = np.empty(self.count, np.int64)
+        number[order] = np.arange(self.count)
+        return Groups(number[self.ids], self.count, self.first[order])
 
 
-def group_rows(columns: Sequence[pa.Array], rows: int) -> Groups:
+def group_rows(columns: Sequence[pa.Array], rows: int, hashes: _Hashes | None = None) -> Groups:
     """Groups of equal rows over the given columns; null is a value. Without columns: one group.
+
+    Args:
+        hashes: what ``hash_rows`` gives for the same columns, if it is known already.
 
     >>> group_rows([pa.array(["a", "b", None, "a"]), pa.array([1, 1, 1, 1])], 4).ids.tolist()
     [0, 1, 2, 0]
     """
     if not columns:
         return Groups(np.zeros(rows, np.int64), 1, np.zeros(1, np.int64))
+    if not all(is_hashable(column.type) for column in columns):
+        return _encoded(columns)
+    groups = _grouped(hash_rows(list(columns), rows) if hashes is None else hashes)
+    # A hash only says which rows may be equal. Two that are not and share one are hardly ever met, unless somebody made them so.
+    return groups if all(_are_equal(column, groups) for column in columns) else _encoded(columns)
+
+
+def _encoded(columns: Sequence[pa.Array]) -> Groups:
+    """The same for any columns, at several times the cost."""
     codes, count = _codes(columns[0])
     for column in columns[1:]:
         more, size = _codes(column)
-        codes = _paired(codes, count, more, size)
-        codes, count = _codes(pa.array(codes))
+        codes, count = _codes(pa.array(_paired(codes, count, more, size)))
     return Groups(codes, count, _first_rows(codes, count))
 
 
@@ -62,16 +93,9 @@ def _paired(ids: _Numbers, count: int, others: _Numbers, size: int) -> _Numbers:
     return ids * size + others
 
 
-def _numbered(values: _Numbers) -> Groups:
-    codes, count = _codes(pa.array(values))
-    return Groups(codes, count, _first_rows(codes, count))
-
-
 def _codes(column: pa.Array) -> tuple[_Numbers, int]:
     """Each value's number, in the order of first appearance."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    encoded = pc.dictionary_encode(column, null_encoding="encode")
+    encoded = pc.dictionary_encode(plain(column), null_encoding="encode")
     return encoded.indices.to_numpy().astype(np.int64), len(encoded.dictionary)
 
 
@@ -80,3 +104,82 @@ def _first_rows(codes: _Numbers, count: int) -> _Numbers:
     # Of several writes to one place the last one stays: backwards, that is the first row.
     first[codes[::-1]] = np.arange(len(codes) - 1, -1, -1)
     return first
+
+
+def _grouped(hashes: _Hashes) -> Groups:
+    """Groups of equal hashes."""
+    rows = len(hashes)
+    ids, first = np.empty(rows, np.int64), np.empty(rows, np.int64)
+    slots = np.full(1 << max(4, (2 * rows - 1).bit_length()), _EMPTY, np.int32)
+    count = _number(hashes, slots, ids, first)
+    return Groups(ids, count, first[:count].copy())
+
+
+def _are_equal(column: pa.Array, groups: Groups) -> bool:
+    """Whether all rows of each group have one value."""
+    array, valid = plain(column), validity(column)
+    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+        return bool(_equal_texts(*text_of(array), valid, groups.ids, groups.first))
+    return bool(_equal_numbers(number_bits(array), valid, groups.ids, groups.first))
+
+
+@kernel
+def _mixed(values: _Numbers, hashes: _Hashes) -> None:
+    for i in range(len(values)):
+        hashes[i] = mix(U64(values[i]))
+
+
+@kernel
+def _number(hashes: _Hashes, slots: npt.NDArray[np.int32], ids: _Numbers, first: _Numbers) -> int:
+    """Numbers equal hashes in the order in which they come: a hash table with linear probing (Knuth, vol. 3, 6.4). Returns how many there are."""
+    count, last = I64(0), U64(len(slots) - 1)
+    for i in range(len(hashes)):
+        hashed = hashes[i]
+        slot = hashed & last
+        while True:
+            group = slots[slot]
+            if group == _EMPTY:
+                slots[slot], first[count], ids[i] = count, i, count
+                count += 1
+                break
+            if hashes[first[group]] == hashed:
+                ids[i] = group
+                break
+            slot = (slot + U64(1)) & last
+    return count
+
+
+@kernel
+def _equal_texts(edges: _Numbers, data: _Bytes, valid: _Bytes, ids: _Numbers, first: _Numbers) -> bool:
+    all_valid = len(valid) == 0
+    for i in range(len(ids)):
+        j = first[ids[i]]
+        if i == j:
+            continue
+        if not all_valid:
+            if valid[i] != valid[j]:
+                return False
+            if not valid[i]:
+                continue
+        begin, other, length = edges[i], edges[j], edges[i + 1] - edges[i]
+        if edges[j + 1] - other != length:
+            return False
+        for k in range(length):
+            if data[begin + k] != data[other + k]:
+                return False
+    return True
+
+
+@kernel
+def _equal_numbers(numbers: _Hashes, valid: _Bytes, ids: _Numbers, first: _Numbers) -> bool:
+    all_valid = len(valid) == 0
+    for i in range(len(ids)):
+        j = first[ids[i]]
+        if not all_valid:
+            if valid[i] != valid[j]:
+                return False
+            if not valid[i]:
+                continue
+        if numbers[i] != numbers[j]:
+            return False
+    return True

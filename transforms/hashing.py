@@ -7,8 +7,8 @@ Both must give the same answer in every process and version, for stored state de
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from itertools import count
+from typing import TypeVar
 
 import mmh3
 import numpy as np
@@ -17,12 +17,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam import coders
 
+from streamgauge.transforms.formats.compiled import U64, compiled, kernel
+
 MAX_PARALLELISM = 128
 """Flink's number of key groups. Fixed: it can never change over the life of a job's state."""
 
-_PRIME = np.uint64(0x100000001B3)
-_NULL = np.uint64(0x9E3779B97F4A7C15)
+_PRIME = 0x100000001B3
+_NULL = 0x9E3779B97F4A7C15
 _Hashes = npt.NDArray[np.uint64]
+_Number = TypeVar("_Number", bound=np.generic)
 
 
 def hash_rows(columns: list[pa.Array], rows: int) -> _Hashes:
@@ -32,60 +35,88 @@ def hash_rows(columns: list[pa.Array], rows: int) -> _Hashes:
     True
     """
     total = np.zeros(rows, np.uint64)
-    with np.errstate(over="ignore"):
-        for array in columns:
-            total = _mix(total * _PRIME + _hash_column(array))
+    for column in columns:
+        array, valid = plain(column), validity(column)
+        if _is_text(array.type):
+            _add_texts(total, *text_of(array), valid)
+        else:
+            _add_numbers(total, number_bits(array), valid)
     return total
 
 
-def _hash_column(array: pa.Array) -> _Hashes:
-    if pa.types.is_dictionary(array.type):
-        array = array.cast(array.type.value_type)
-    valid = None
-    if array.null_count:
-        valid = np.asarray(pc.is_valid(array))
-    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
-        hashes = _hash_strings(array)
-    elif pa.types.is_boolean(array.type):
-        hashes = np.asarray(pc.fill_null(array.cast(pa.int64()), 0)).astype(np.uint64)
-    else:
-        integers = array.cast(pa.int32()).cast(pa.int64()) if pa.types.is_date32(array.type) else array
-        if not pa.types.is_uint64(integers.type):
-            integers = integers.cast(pa.int64())
-        hashes = np.asarray(pc.fill_null(integers, 0)).astype(np.uint64)
-    return hashes if valid is None else np.where(valid, hashes, _NULL)
+def is_hashable(kind: pa.DataType) -> bool:
+    """Whether ``hash_rows`` takes columns of this type."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return _is_text(kind) or any(test(kind) for test in (pa.types.is_boolean, pa.types.is_integer, pa.types.is_date32, pa.types.is_timestamp))
 
 
-def _hash_strings(array: pa.Array) -> _Hashes:
-    """Polynomial hash of the UTF-8 bytes (Karp and Rabin, 1987), all strings at once."""
+def plain(array: pa.Array) -> pa.Array:
+    """The same without a dictionary."""
+    return array.cast(array.type.value_type) if pa.types.is_dictionary(array.type) else array
+
+
+def validity(array: pa.Array) -> npt.NDArray[np.uint8]:
+    """One byte a row; nothing when all rows have a value. Read-only."""
+    return _fixed(np.asarray(pc.is_valid(array)).view(np.uint8) if array.null_count else np.empty(0, np.uint8))
+
+
+def number_bits(array: pa.Array) -> _Hashes:
+    """64 bits that tell values apart; of nulls anything. Read-only."""
+    if pa.types.is_boolean(array.type) or pa.types.is_date32(array.type):
+        array = array.cast(pa.int32())
+    if not pa.types.is_uint64(array.type):
+        array = array.cast(pa.int64())
+    data = array.buffers()[1]
+    return _fixed(np.frombuffer(data, np.uint64, len(array), array.offset * 8) if len(array) else np.empty(0, np.uint64))
+
+
+def text_of(array: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    """(edges, UTF-8 bytes): the i-th string is between edges i and i + 1. Read-only."""
     wide = array.cast(pa.large_string())
-    offsets = np.frombuffer(wide.buffers()[1], np.int64)[wide.offset : wide.offset + len(wide) + 1]
-    first, last = int(offsets[0]), int(offsets[-1])
-    data = np.frombuffer(wide.buffers()[2], np.uint8)[first:last] if last > first else np.empty(0, np.uint8)
-    starts = offsets[:-1] - first
-    lengths = np.diff(offsets)
-    within = np.arange(last - first) - np.repeat(starts, lengths)
-    terms = (data.astype(np.uint64) + np.uint64(1)) * _powers(int(lengths.max(initial=0)))[within]
-    running: _Hashes = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms, dtype=np.uint64)])
-    hashes: _Hashes = running[starts + lengths] - running[starts]
-    return hashes
+    _, edges, data = wide.buffers()
+    if not len(wide):
+        return _fixed(np.zeros(1, np.int64)), _fixed(np.empty(0, np.uint8))
+    return _fixed(np.frombuffer(edges, np.int64, len(wide) + 1, wide.offset * 8)), _fixed(np.frombuffer(data or b"", np.uint8))
 
 
-@lru_cache(maxsize=64)
-def _powers_up_to(bits: int) -> _Hashes:
-    with np.errstate(over="ignore"):
-        return np.cumprod(np.concatenate([np.ones(1, np.uint64), np.full((1 << bits) - 1, _PRIME)]), dtype=np.uint64)
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _powers(length: int) -> _Hashes:
-    return _powers_up_to(max(length, 1).bit_length())
+def _fixed(array: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
+    """A view that cannot be written, as Arrow's memory mostly is: a kernel would be compiled once more for arrays that can."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
-def _mix(values: _Hashes) -> _Hashes:
-    """Finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+@compiled
+def mix(value: int) -> int:
+    """Finaliser of SplitMix64, one to one (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014)."""
+    value = (value ^ (value >> U64(30))) * U64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> U64(27))) * U64(0x94D049BB133111EB)
+    return value ^ (value >> U64(31))
+
+
+@kernel
+def _add_texts(totals: _Hashes, edges: npt.NDArray[np.int64], data: npt.NDArray[np.uint8], valid: npt.NDArray[np.uint8]) -> None:
+    """Polynomial hash of the UTF-8 bytes (Karp and Rabin, 1987): the first byte counts once, the next one times ``_PRIME``, and so on."""
+    prime, all_valid = U64(_PRIME), len(valid) == 0
+    for i in range(len(totals)):
+        hashed = U64(0)
+        if all_valid or valid[i]:
+            for p in range(edges[i + 1] - 1, edges[i] - 1, -1):
+                hashed = hashed * prime + U64(data[p]) + U64(1)
+        else:
+            hashed = U64(_NULL)
+        totals[i] = mix(totals[i] * prime + hashed)
+
+
+@kernel
+def _add_numbers(totals: _Hashes, numbers: _Hashes, valid: npt.NDArray[np.uint8]) -> None:
+    all_valid = len(valid) == 0
+    for i in range(len(totals)):
+        totals[i] = mix(totals[i] * U64(_PRIME) + (numbers[i] if all_valid or valid[i] else U64(_NULL)))
 
 
 def spread_key(index: int, candidate: Callable[[int], bytes]) -> bytes:

@@ -154,8 +154,8 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
         old = [data for data in stored if data[:1] != NEW]
         rows, changed, gone = self._partials.merge_changed(self._decode(old), self._decode(new))
         final = final or was_final
-        # A rewrite costs more than the next reader saves on a few partials; only a periodic result asks what was there before.
-        if len(stored) > COMPACT_BEYOND or self._emit_every is not None:
+        # A rewrite costs more than the next reader saves on a few partials; only where rows can be withdrawn, and for a periodic result, it matters what was told.
+        if len(stored) > COMPACT_BEYOND or self._emit_every is not None or self._metric.withdraws:
             partials.clear()
             partials.add((FINAL if final else SHOWN) + self._partials.codec.encode(rows))
         whole = (final and not was_final) or bool(changed.all())

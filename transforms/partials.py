@@ -20,6 +20,7 @@ from streamgauge.transforms.aggregates.count import EVENTS
 from streamgauge.transforms.batch import EVENT_TIME_TYPE, FINGERPRINT_BYTES, BatchCodec
 from streamgauge.transforms.groups import Groups, group_rows
 from streamgauge.transforms.hashing import hash_rows
+from streamgauge.transforms.reductions import reduced
 from streamgauge.transforms.rows import RowSpec
 
 
@@ -38,6 +39,7 @@ class Metric:
         extra: state columns that the window needs.
         limit: of each shard and window, so many keys have rows of their own, and the others share one; None: no limit.
         others: whether the shared row is a result: results have a column ``other``.
+        disjoint: whether windows are those of the data and of one key never overlap: ``RowSpec.until``.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Metric:
     extra: tuple[StateColumn, ...] = ()
     limit: int | None = None
     others: bool = False
+    disjoint: bool = False
 
     @property
     def state(self) -> tuple[StateColumn, ...]:
@@ -94,7 +97,7 @@ class Metric:
         ]
         rows = RowSpec(
             "results", key=("metric", *self.by, *(["other"] if self.others else []), self.window_key), time=self.window_key, revision="revision", final="final",
-            withdrawn="withdrawn" if self.withdraws else None,
+            withdrawn="withdrawn" if self.withdraws else None, until="window_end" if self.disjoint else None,
         )  # fmt: skip
         return rows.attach(pa.schema(fields))
 
@@ -132,18 +135,20 @@ class Partials:
 
     def of_events(self, events: pa.RecordBatch, slices: npt.NDArray[np.int64]) -> Iterator[tuple[int, int, pa.RecordBatch]]:
         """(slice start, shard, partial) of every slice and shard that the events touch; ``slices`` has one start an event."""
-        groups = self.group(events).split(slices)
-        partial = self.reduce(events, groups)
-        starts = slices[groups.first]
-        shards = self._shards(partial)
-        order = np.lexsort((shards, starts))
-        starts, shards, partial = starts[order], shards[order], partial.take(pa.array(order))
+        columns = [events.column(field) for field in self.metric.by.values()]
+        hashes = hash_rows(columns, events.num_rows)
+        groups = group_rows(columns, events.num_rows, hashes).split(slices)
+        shards = self._shards(hashes)
+        order = np.lexsort((shards[groups.first], slices[groups.first]))
+        # Groups are put in order before they are reduced: their numbers are cheaper to move than their rows.
+        groups = groups.ordered(order)
+        starts, shards, partial = slices[groups.first], shards[groups.first], self.reduce(events, groups)
         for first, last in _runs((np.diff(starts) != 0) | (np.diff(shards) != 0)):
             yield int(starts[first]), int(shards[first]), partial.slice(first, last - first)
 
     def by_shard(self, partial: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
         """(shard, its rows) of every shard that the partial touches."""
-        shards = self._shards(partial)
+        shards = self._shards(hash_rows(self.keys(partial)[: len(self.metric.by)], partial.num_rows))
         order = np.argsort(shards, kind="stable")
         shards, partial = shards[order], partial.take(pa.array(order))
         for first, last in _runs(np.diff(shards) != 0):
@@ -260,23 +265,30 @@ class Partials:
             columns.append(pc.if_else(merged.column(OTHER), pa.scalar(shard, pa.int32()), None))
         return pa.record_batch(columns, schema=self._result_schema)
 
-    def _shards(self, partial: pa.RecordBatch) -> npt.NDArray[np.int64]:
-        return (hash_rows(self.keys(partial)[: len(self.metric.by)], partial.num_rows) % np.uint64(self.metric.shards)).astype(np.int64)
+    def _shards(self, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+        return (hashes % np.uint64(self.metric.shards)).astype(np.int64)
 
     def _grouped(self, keys: list[pa.Array], state: list[pa.Array], groups: Groups, how: list[str | Kernel]) -> pa.RecordBatch:
         """One row a group: its key, and its state columns reduced."""
-        functions = {f"c{i}": function for i, function in enumerate(how) if isinstance(function, str)}
-        table = pa.table({"group": groups.ids, **{name: state[int(name[1:])] for name in functions}})
-        # Threads stay off: parallelism is the runner's. One thread also keeps the order in which groups come.
-        reduced = table.group_by("group", use_threads=False).aggregate(list(functions.items()))
-        order = reduced.column("group").to_numpy()
-        if (np.diff(order) != 1).any():
-            reduced = reduced.take(pa.array(np.argsort(order)))
-        columns = [
-            _plain(reduced.column(f"c{i}_{function}")) if isinstance(function, str) else function(state[i], groups) for i, function in enumerate(how)
-        ]
+        columns = [function(state[i], groups) if callable(function) else reduced(function, state[i], groups) for i, function in enumerate(how)]
+        self._by_arrow(columns, state, groups, how)
         fields = self.codec.schema
         return pa.record_batch([column.cast(field.type) for column, field in zip([*keys, *columns], fields, strict=True)], schema=fields)
+
+    @staticmethod
+    def _by_arrow(columns: list[pa.Array | None], state: list[pa.Array], groups: Groups, how: list[str | Kernel]) -> None:
+        """Fills in the columns that are still missing."""
+        functions = [(f"c{i}", how[i]) for i, column in enumerate(columns) if column is None]
+        if not functions:
+            return
+        table = pa.table({"group": groups.ids, **{name: state[int(name[1:])] for name, _ in functions}})
+        # Threads stay off: parallelism is the runner's.
+        made = table.group_by("group", use_threads=False).aggregate(functions)
+        order = made.column("group").to_numpy()
+        if (np.diff(order) != 1).any():
+            made = made.take(pa.array(np.argsort(order)))
+        for name, function in functions:
+            columns[int(name[1:])] = _plain(made.column(f"{name}_{function}"))
 
 
 def _places(earlier: pa.Schema, schema: pa.Schema, dimensions: int) -> list[int] | None:

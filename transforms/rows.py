@@ -12,6 +12,9 @@ import pyarrow as pa
 
 _METADATA_KEY = b"streamgauge.rows"
 
+CUT = 2**48
+"""Added to the revision of a session that is part of a longer one, which was cut: so it replaces all that was told before that was known."""
+
 
 @dataclass(frozen=True)
 class RowSpec:
@@ -25,6 +28,9 @@ class RowSpec:
         final: boolean column; with equal revisions a final row is never replaced by one that is not. None: there is none.
         withdrawn: boolean column; such a row says that the stored one of its key holds no more, and replaces it by the same rule: it stays as a
             mark, so that an old writer that wakes up cannot put the row back. Readers do not see it. None: rows are never withdrawn.
+        until: timestamp column; with it a row stands for the stretch from ``time`` to ``until``, and those of one key (but for the time) do not overlap:
+            of two that do, the one that starts later does not hold if its revision is smaller. So what an attempt wrote that was rolled back is not
+            seen, though nothing withdraws it. Of rows with ``revision`` and ``withdrawn``. None: rows may overlap.
     """
 
     kind: str
@@ -33,6 +39,7 @@ class RowSpec:
     revision: str | None = None
     final: str | None = None
     withdrawn: str | None = None
+    until: str | None = None
 
     def attach(self, schema: pa.Schema) -> pa.Schema:
         """The schema with this description in its metadata."""

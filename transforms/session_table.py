@@ -20,6 +20,8 @@ from streamgauge.transforms.batch import EVENT_TIME
 from streamgauge.transforms.config import MICROSECONDS
 from streamgauge.transforms.groups import Groups, group_rows
 from streamgauge.transforms.partials import Partials, concatenated
+from streamgauge.transforms.rows import CUT
+from streamgauge.transforms.running import running_maximum
 from streamgauge.transforms.windows.session import Session
 
 _Numbers = npt.NDArray[np.int64]
@@ -176,9 +178,14 @@ class SessionTable:
     def tell(self, table: Table, passed: int, *, early: bool, forget: bool) -> Told:
         """Result rows of all that changed since it was told, and withdrawals of the rows that hold no more.
 
-        Rows are told of a session when it has changed and the watermark has passed its end, with ``early`` of every one that has changed. Their
-        revision is the number of events of the whole chain, which grows whenever any session in it changes. A row that was told of a
-        start that is none any more is withdrawn, with the chain's revision, when the session is told in which that event now is.
+        Rows are told of a session when it has changed and the watermark has passed its end, with ``early`` of every one that has changed. A row that was
+        told of a start that is none any more is withdrawn, with the revision of the session in which that event now is, when that one is told.
+
+        The revision is the number of the session's events, and ``CUT`` more when its chain is cut. It depends on the events that were seen, not on their order,
+        and what was told of some of them, in this attempt or in one that was rolled back, never has a revision as high as what all of them say of the
+        same start, or of the session that now has that start: chains only grow, one that was cut stays so, and so do its cells. Hence ``RowSpec.until``:
+        what such an attempt left behind and this one cannot withdraw begins inside the window of a session that is told, with a smaller revision. Sessions
+        that are told of all events never overlap, and none is hidden by what was left behind: that could only be of a chain not yet known to be cut.
 
         A chain is forgotten when no event that is still accepted can be connected with it, which is ``gap + lateness`` after its end; so is a piece of a cut
         chain when none can fall into its cell, but that chain's length is remembered.
@@ -206,7 +213,7 @@ class SessionTable:
                 np.concatenate([s.start[show], s.told_start[gone]]), np.concatenate([s.end[show], s.told_end[gone]]),
                 final=np.concatenate([final[show], np.ones(int(gone.sum()), np.bool_)]),
                 watermark=passed if NEVER < passed < FOREVER else None,
-                revision=s.chain_events[np.concatenate([s.chain[show], s.chain[s.owner[gone]]])],
+                revision=s.revision[np.concatenate([np.flatnonzero(show), s.owner[gone]])],
                 withdrawn=np.concatenate([np.zeros(int(show.sum()), np.bool_), np.ones(int(gone.sum()), np.bool_)]),
             )  # fmt: skip
 
@@ -259,8 +266,8 @@ class _Sorted:
     """A table's rows by key and time, as chains, sessions, pieces and the rows told of them.
 
     Attributes:
-        chain_first, chain_last, chain_events: of each chain.
-        start, end, events, cell, chain, cut, sealed: of each session; a sealed one is no session, but what is left of some.
+        chain_first, chain_last: of each chain.
+        start, end, events, revision, cell, chain, cut, sealed: of each session; a sealed one is no session, but what is left of some.
         pieces, piece_kind, piece_last, piece_events, session: of each piece.
         told, told_start, told_end, told_events, told_kind, owner: of each row told: its place in the table, what it said, and
             the session that now has the event at its start.
@@ -282,7 +289,7 @@ class _Sorted:
         chain = np.cumsum(new_chain) - 1
         begins = np.flatnonzero(new_chain)
         self.chain_first = part_first[begins]
-        self.chain_last, self.chain_events = _reduce(np.maximum, part_last, begins), _reduce(np.add, part_events, begins)
+        self.chain_last = _reduce(np.maximum, part_last, begins)
         is_sealed = kind == _SEALED
         # What is left of sealed pieces goes from the chain's first event on: a chain stays as long as it was.
         cut = session.too_long(self.chain_first, self.chain_last)
@@ -292,6 +299,7 @@ class _Sorted:
         begins = np.flatnonzero(new_session)
         self.start, self.cell, self.chain, self.sealed = part_first[begins], cell[begins], chain[begins], is_sealed[begins]
         self.events, self.cut = _reduce(np.add, part_events, begins), cut[self.chain]
+        self.revision = self.events + CUT * self.cut
         self.end = session.ends(_reduce(np.maximum, part_last, begins), self.cell, self.cut)
         sessions = np.cumsum(new_session) - 1
 
@@ -319,14 +327,8 @@ def _reduce(how: np.ufunc, values: npt.NDArray[_Value], begins: _Numbers) -> npt
 
 def _latest_before(ids: _Numbers, last: _Numbers) -> _Numbers:
     """The largest time before each row within its key; rows are sorted by id. The first of a key has that of another."""
-    by_time = np.argsort(last)
-    rank = np.empty(len(last), np.int64)
-    rank[by_time] = np.arange(len(last))
-    # Ranks are small: a number that also has the key fits, so that the running maximum begins anew with each key.
-    base = ids * len(last)
-    largest = np.maximum.accumulate(base + rank) - base
-    before: _Numbers = last[by_time[np.concatenate([largest[:1], largest[:-1]])]]
-    return before
+    largest = running_maximum(ids, last)
+    return np.concatenate([largest[:1], largest[:-1]])
 
 
 def _merged(partials: Partials, rows: pa.RecordBatch, index: _Numbers, new: _Flags) -> pa.RecordBatch:

@@ -27,9 +27,11 @@ from streamgauge.transforms.sinks import SINKS, questdb, questdb_sql, rows_util
 from streamgauge.transforms.sinks.base import SinkError
 from streamgauge.transforms.sinks.questdb import QuestDb, QuestDbOptions
 from streamgauge.transforms.write import _WriteDoFn
+from tests.transforms.failed_sessions import history
 from tests.transforms.sinks import cases, faults
 from tests.transforms.sinks.faults import FaultyServer
 from tests.transforms.sinks.frozen import frozen
+from tests.transforms.test_sessions import Store
 
 pytestmark = pytest.mark.integration
 tables = (f"delay {number}" for number in itertools.count())
@@ -129,6 +131,20 @@ def test_withdrawn_rows_are_not_seen_and_not_put_back(server: QuestDbServer) -> 
     back = cases.session(hour=1, revision=6, final=True)
     sink.write(cases.to_table([back]))
     cases.same(cases.plain(sink.read()), [joined, back])
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**32))
+def test_what_a_failed_attempt_left_is_not_seen(server: QuestDbServer, seed: int) -> None:
+    written, expected = history(seed)
+    table = next(tables)
+    sink = opened(server, table, written[0].schema)
+    for batch in written:
+        sink.write(pa.Table.from_batches([batch]))
+    found = {Store.key(row): {name: row[name] for name in ("total", "least", "n", "events")} for row in sink.read().to_pylist()}
+    assert found == {key: {name: row[name] for name in ("total", "least", "n", "events")} for key, row in expected.items()}
+    assert sql(server, f"SELECT count() FROM '{table}' WHERE window_start >= 0 AND key IN ('a', 'b')") == [[sum(key is not None for key, _ in expected)]]
+    sink.close()
 
 
 @pytest.mark.parametrize("schema", [cases.SCHEMA, cases.SESSIONS], ids=["watermark", "withdrawn too"])

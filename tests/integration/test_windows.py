@@ -186,3 +186,22 @@ def test_killed_and_resumed(tmp_path: Path, emit: str) -> None:
             assert drained.wait() == 0, drained.err
         assert command.wait(100) == 0, command.err
     check(tmp_path, made)
+
+
+def test_a_late_event_joins_two_sessions(tmp_path: Path) -> None:
+    """The row of the second one is withdrawn: the view does not show it any more, the table keeps the mark."""
+    write_job(tmp_path, "final", follow=True)
+    query = "SELECT window_start, n, total FROM visits WHERE host = 'a' ORDER BY 1"
+
+    def event(seconds: float, host: str, value: int) -> dict[str, Any]:
+        return {"ts": round(seconds * S), "host": host, "user": "u", "value": value, "real": 0.0}
+
+    with Command(tmp_path, "run", "m.yaml") as command:
+        append(tmp_path, [event(second, host, value) for second, host, value in [(1, "a", 1), (1, "a", 2), (1.3, "a", 4), (1.3, "a", 8), (3, "z", 0), (3, "z", 0)]])
+        until(lambda: len(stored(tmp_path / "out.db", query)) == 2, "two sessions are stored", of=command)
+        assert [row[1:] for row in stored(tmp_path / "out.db", query)] == [(2, 3), (2, 12)]
+        append(tmp_path, [event(1.15, "a", 16)] * 2)
+        until(lambda: stored(tmp_path / "out.db", query)[0][1:] == (6, 47), "one session is stored", of=command)
+        assert [row[1:] for row in stored(tmp_path / "out.db", query)] == [(6, 47)]
+    marks = stored(tmp_path / "out.db", "SELECT n, events, revision, withdrawn FROM visits_versions WHERE withdrawn")
+    assert marks == [(None, 0, 6, 1)]

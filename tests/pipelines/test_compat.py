@@ -15,7 +15,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.yaml.yaml_transform import expand_pipeline
 
-from streamgauge.pipelines.compat import REPLAY, Change, compare
+from streamgauge.pipelines.compat import ANEW, OF_ITS_OWN, REPLAY, Change, compare
 from streamgauge.pipelines.job import Job, load_job
 from streamgauge.pipelines.job_layout import layout_of
 from streamgauge.pipelines.services.errors import ServiceError
@@ -104,7 +104,7 @@ CASES: list[tuple[str, str, list[tuple[str, str]]]] = [
         ("refused", A + "lateness 5s -> 1m: open windows hold the time at which they are cleared, and closed ones would open again with part of their "
          f"events; {REPLAY}")]),
     ("lateness: 5s", "lateness: 5s\n        shards: 4", [("refused", A + f"shards 8 -> 4: keys of open windows would be in other shards; {REPLAY}")]),
-    ("lateness: 5s", "lateness: 5s\n        emit: {every: 1s}", [("resumes", A + "emit: open windows are kept; it holds for what comes from here on")]),
+    ("lateness: 5s", "lateness: 5s\n        emit: {every: 1s}", [("resumes", A + "emit final -> every 1s: open windows are kept; it holds for what comes from here on")]),
     (AGGREGATE + WRITE, WITH_LATE + LATE_WRITE, []),
     ("metric: load", "metric: use", [
         ("resumes", A + "metric load -> use: rows from here on have the new name; an open window may have rows under both")]),
@@ -147,6 +147,73 @@ def test_a_change_and_what_becomes_of_the_state(tmp_path: Path, old: str, new: s
         text = text.replace("input: Agg", "input: Renamed")
     found = compare(layout(tmp_path, JOB), layout(tmp_path, text))
     assert sorted((change.verdict, str(change)) for change in found) == sorted(expected)
+
+
+WINDOW, AGGREGATES = "window: {tumbling: 10s}", "aggregates: {events_n: count, total: {sum: x}, worst: {max: x}, xs: {sum: small}}"
+WINDOWS = [
+    # (before, after, how they are told)
+    ("sliding: {size: 10s, every: 1s}", "sliding: {size: 10s, every: 2s}", "sliding 10s every 1s -> sliding 10s every 2s", REPLAY),
+    ("tumbling: 10s", "sliding: {size: 10s, every: 1s}", "tumbling 10s -> sliding 10s every 1s", REPLAY),
+    ("cumulative: {size: 1d, every: 1m}", "cumulative: {size: 1d, every: 1m, timezone: Europe/Berlin}", "cumulative 1d every 1m -> cumulative 1d every 1m in Europe/Berlin", REPLAY),
+    ("tumbling: 1d", "tumbling: {size: 1d, timezone: Asia/Kolkata}", "tumbling 1d -> tumbling 1d in Asia/Kolkata", REPLAY),
+    ("tumbling: 1d", "global: {}", "tumbling 1d -> global", REPLAY),
+    ("session: 10s", "session: {gap: 10s, max: 1m}", "session gap 10s -> session gap 10s max 1m", ANEW),
+    ("session: {gap: 10s, max: 1m}", "session: {gap: 20s, max: 1m}", "session gap 10s max 1m -> session gap 20s max 1m", ANEW),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "words", "way"), WINDOWS)
+def test_other_windows_do_not_resume(tmp_path: Path, before: str, after: str, words: str, way: str) -> None:
+    old, new = (layout(tmp_path, JOB.replace(WINDOW, f"window: {{{window}}}")) for window in (before, after))
+    assert compare(old, old) == compare(new, new) == []
+    assert [(change.verdict, str(change)) for change in compare(old, new)] == [("refused", f"Agg: window {words}: open windows are of the old kind; {way}")]
+
+
+KEPT = "open windows have all that they need"
+PARAMETERS = [
+    # (before, after, columns that lack, columns that are dropped); None: it resumes
+    ("quantile: {of: x, q: 0.5}", "quantile: {of: x, q: [0.9, 0.99]}", None, None),
+    ("rate: n", "rate: {of: n, per: 1m}", None, None),
+    ("variance: x", "stddev: {of: x, population: true}", None, None),
+    ("quantile: {of: x, q: 0.5}", "quantile: {of: x, q: 0.5, error: 0.02}", "dd(0.02,2048,x)", "dd(0.01,2048,x)"),
+    ("distinct: host", "distinct: {of: host, precision: 12}", "distinct(host,12,1024)", "distinct(host,14,1024)"),
+    ("distinct: host", "distinct: {of: host, exact: true}", "set(host)", "distinct(host,14,1024)"),
+    ("count: {where: x > 1}", "count: {where: x > 2}", "events where x > 2", "events where x > 1"),
+    ("max: {of: x, where: up}", "max: x", "max(x)", "max(x) where up"),
+    ("top: {of: host, k: 3}", "top: {of: host, k: 30}", "top(300,host)", "top(100,host)"),
+    ("ewm: {of: x, half_life: 1s}", "ewm: {of: x, half_life: 2s}", "ewm(2s, x)", "ewm(1s, x)"),
+    ("histogram: {of: n, bounds: [1, 2]}", "histogram: {of: n, bounds: [1, 3]}", "histogram(1.0,3.0;n)", "histogram(1.0,2.0;n)"),
+    ("first: host", "last: host", "last(host)", "first(host)"),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "lacking", "dropped"), PARAMETERS)
+def test_parameters_of_aggregates_resume_where_state_does_not_hold_them(tmp_path: Path, before: str, after: str, lacking: str | None, dropped: str | None) -> None:
+    old, new = (layout(tmp_path, JOB.replace(AGGREGATES, f"aggregates: {{a: {{{aggregate}}}}}")) for aggregate in (before, after))
+    found = [(change.verdict, str(change)) for change in compare(old, new)]
+    if lacking is None:
+        assert found == [("resumes", f"Agg: aggregates a: {KEPT}")]
+    else:
+        assert found == [
+            ("refused", f"Agg: aggregates a: open windows do not have {lacking}; {OF_ITS_OWN}"),
+            ("resumes", f"Agg: without {dropped}: {dropped} of open windows is dropped when they are next merged"),
+        ]
+
+
+LIMITS = [
+    ("shards: 8", "keys: {limit: 5}", "refused", f"keys without a limit -> limit 5, beyond other: open windows have the keys of the old limit; {REPLAY}"),
+    ("keys: {limit: 5}", "keys: {limit: 70}", "refused", f"keys limit 5, beyond other -> limit 70, beyond other: open windows have the keys of the old limit; {REPLAY}"),
+    ("keys: {limit: 5}", "keys: {limit: 5, beyond: dead_letters}", "refused",
+     f"keys limit 5, beyond other -> limit 5, beyond dead_letters: open windows have the keys of the old limit; {REPLAY}"),
+    ("emit: final", "emit: on_change", "resumes", "emit final -> on_change: open windows are kept; it holds for what comes from here on"),
+    ("emit: on_change", "emit: {every: 500ms}", "resumes", "emit on_change -> every 500ms: open windows are kept; it holds for what comes from here on"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "after", "verdict", "words"), LIMITS)
+def test_limits_and_emission(tmp_path: Path, before: str, after: str, verdict: str, words: str) -> None:
+    old, new = (layout(tmp_path, JOB.replace(WINDOW, f"{WINDOW}\n        {line}")) for line in (before, after))
+    assert ((verdict, f"Agg: {words}")) in [(change.verdict, str(change)) for change in compare(old, new)]
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ MISTAKES = [
     ("n_events: count", "events: count", "aggregates:", "transforms[1].config.aggregates", "result column 'events' is there twice"),
     ("lateness: 5s", "latness: 5s", "latness", "transforms[1].config.latness", "unknown key - did you mean 'lateness'?; known: metric,"),
     ("lateness: 5s", "emit: {every: 1ms}", "emit:", "transforms[1].config.emit.every", "emit.every must be at least 10ms"),
-    ("lateness: 5s", "emit: 5", "emit:", "transforms[1].config.emit", "expected 'final' or 'on_change' or a mapping; found 5"),
+    ("lateness: 5s", "emit: 5", "emit:", "transforms[1].config.emit", "expected 'final' or 'on_change' or a mapping such as {every: ...}; found 5"),
     ("lateness: 5s", "shards: 500", "shards:", "transforms[1].config.shards", "expected less than or equal to 128; found 500"),
     ("        metric: load\n", "", "transforms[1] config", "transforms[1].config", "'metric' is missing: Name of the metric"),
     ("field: ts", "field: sent", "time:", "transforms[0].config.time.field", "time field 'sent' is not in the schema"),

@@ -55,7 +55,7 @@ pipeline:
       input: {reads}
       config:
         metric: {metric}
-        window: {{tumbling: {size}ms}}
+        window: {window}
         by: [k]
         aggregates: {{total: {{sum: v}}}}
         lateness: {lateness}ms
@@ -82,10 +82,11 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def job_of(folder: Path, size: int, lateness: int, disorder: int, metric: str = "m", dedup: bool = False) -> Job:
+def job_of(folder: Path, size: int, lateness: int, disorder: int, metric: str = "m", dedup: bool = False, window: str | None = None) -> Job:
     path = folder / "job.yaml"
     reads, step = ("Deduplicate", DEDUP) if dedup else ("ReadEvents", "")
-    path.write_text(JOB.format(folder=folder, size=size, lateness=lateness, disorder=disorder, metric=metric, reads=reads, dedup=step))
+    window = window or f"{{tumbling: {size}ms}}"
+    path.write_text(JOB.format(folder=folder, window=window, lateness=lateness, disorder=disorder, metric=metric, reads=reads, dedup=step))
     return load_job(path)
 
 
@@ -306,8 +307,123 @@ def test_a_split_that_is_gone_is_told(tmp_path: Path) -> None:
         run(job, tmp_path / "record", replay)
 
 
+KINDS = {
+    # Windows with a time (ms after BASE), by the definition.
+    "{sliding: {size: 3s, every: 1s}}": lambda time: [(start, start + 3_000) for start in range(time // 1_000 * 1_000 - 2_000, time + 1, 1_000)],
+    "{sliding: {size: 2500ms, every: 1s}}": lambda time: [(start, start + 2_500) for start in range(-3_000, time + 1, 1_000) if start + 2_500 > time],
+    "{cumulative: {size: 4s, every: 1s}}": lambda time: [(time // 4_000 * 4_000, end) for end in range(time // 1_000 * 1_000 + 1_000, time // 4_000 * 4_000 + 4_001, 1_000)],
+    "global": lambda time: [(-BASE // MS, 9_214_646_400_000 - BASE // MS)],
+}  # fmt: skip
+
+
+def windows_oracle(
+    events: Events, windows: Any, lateness: int, disorder: int
+) -> tuple[dict[tuple[int, int, str], tuple[int, int]], set[tuple[str, int]], set[tuple[int, int]]]:
+    """What one run over everything stores, by both bounds (microseconds after BASE), what it finds late, which is what its last window is too late for,
+    and windows that may lack an event: it came when they were closed, and counts in later ones."""
+    unsure = set()
+    values: dict[tuple[int, int, str], list[int]] = {}
+    late = set()
+    for split, times in events.items():
+        for position, time in enumerate(times):
+            newest = max(times[: position + 1])
+            passed = reported(newest * MS, disorder * MS) + MS
+            if (windows(time)[-1][1] + lateness) * MS <= passed:
+                late.add((split, position))
+                continue
+            for start, end in windows(time):
+                if (end + lateness) * MS <= passed:
+                    unsure.add((start * MS, end * MS))
+                values.setdefault((start * MS, end * MS, key_of(split, position)), []).append(position + 1)
+    return {key: (len(some), sum(some)) for key, some in values.items()}, late, unsure
+
+
+@settings(deadline=None, max_examples=8)
+@example({"p": [100, 3_600, 8_900, 9_000, 9_100, 8_000]}, {"p": 60, "qq": 0, "rrr": 0}, "{cumulative: {size: 4s, every: 1s}}", 0, 0)
+@example({"p": [100, 3_600, 8_900, 9_000, 9_100, 8_000]}, {"p": 60, "qq": 0, "rrr": 0}, "{sliding: {size: 3s, every: 1s}}", 0, 0)
+@given(EVENTS, st.fixed_dictionaries({name: st.integers(10, 100) for name in ("p", "qq", "rrr")}), st.sampled_from(sorted(KINDS)), st.sampled_from([0, 1_000]), st.sampled_from([0, 500]))
+def test_windows_of_every_kind_are_replayed(events: Events, upto: dict[str, int], window: str, lateness: int, disorder: int) -> None:
+    """A run that was stopped, its unfinished windows not stored, and the replay are together one run."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        job = job_of(folder, 0, lateness, disorder, window=window)
+        write(folder, events, {split: len(times) * upto[split] // 100 for split, times in events.items()})
+        run(job, folder / "record", None)
+        watermark = cut_short(folder / "record")
+        replay = make_replay_point(JobRecord(folder / "record"), job, watermark=watermark)
+        cutoff = replay_cutoff(replay)
+        first = query(folder, f"SELECT count(*), coalesce(sum({micros('window_start')} >= {cutoff}), 0) FROM results")
+        query(folder, f"DELETE FROM results WHERE {micros('window_start')} >= {cutoff}")
+        marked = query(folder, "UPDATE results SET total = total RETURNING 1")
+        write(folder, events, {split: len(times) for split, times in events.items()})
+        run(job, folder / "record", replay)
+        rows, late, unsure = windows_oracle(events, KINDS[window], lateness, disorder)
+        found = query(folder, f"SELECT {micros('window_start')}, {micros('window_end')}, k, events, total FROM results")
+        stored = {(start, end, key): (count, total) for start, end, key, count, total in found if (start, end) not in unsure}
+        assert stored == {key: row for key, row in rows.items() if key[:2] not in unsure}
+        places = byte_positions(folder)
+        assert {(split, position) for _, split, position in late_rows(folder)} == {(split, places[split][position]) for split, position in late}
+        assert not first or len(marked) == first[0][0] - first[0][1]
+
+
+@pytest.mark.parametrize(("window", "cutoff"), [("{sliding: {size: 3s, every: 1s}}", 6), ("{cumulative: {size: 4s, every: 1s}}", 8)])
+def test_stored_windows_are_left_alone(tmp_path: Path, window: str, cutoff: int) -> None:
+    """A replay neither reads all nor writes a window that was complete: what someone wrote into such a row stays."""
+    job = job_of(tmp_path, 0, 0, 0, window=window)
+    events = {"p": list(range(0, 12_000, 100))}
+    write(tmp_path, events, {"p": 85})
+    run(job, tmp_path / "record", None)
+    replay = make_replay_point(JobRecord(tmp_path / "record"), job, watermark=cut_short(tmp_path / "record"))
+    assert replay_cutoff(replay) == cutoff * S and all(point.start > 0 for point in replay.splits.values())
+    query(tmp_path, "UPDATE results SET total = -1, events = 0, revision = 0")
+    write(tmp_path, events, {"p": 120})
+    run(job, tmp_path / "record", replay)
+    left = query(tmp_path, f"SELECT DISTINCT {micros('window_start')} >= {cutoff * S} FROM results WHERE total = -1")
+    assert left == [(0,)]
+    rows, _, _ = windows_oracle(events, KINDS[window], 0, 0)
+    found = query(tmp_path, f"SELECT {micros('window_start')}, {micros('window_end')}, k, events, total FROM results WHERE total <> -1")
+    assert {(start, end, key): (count, total) for start, end, key, count, total in found} == {key: row for key, row in rows.items() if key[0] >= cutoff * S}
+
+
+HOURS = [hour * 3_600_000 for hour in range(72)]
+
+
+@pytest.mark.parametrize(
+    ("window", "cutoff"),
+    [("{tumbling: {size: 1d, timezone: Europe/Berlin}}", 23), ("{cumulative: {size: 1d, every: 30m, timezone: America/New_York}}", 29), ("{sliding: {size: 2d, every: 1d, timezone: Asia/Kolkata}}", -5.5)],
+)  # fmt: skip
+def test_days_of_a_time_zone_are_replayed(tmp_path: Path, window: str, cutoff: float) -> None:
+    """50 hours were read: the cutoff is at the zone's last midnight before, or where the first unfinished window of two days began."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    write(whole, {"p": HOURS}, {"p": 72})
+    run(job_of(whole, 0, 0, 0, window=window), whole / "record", None)
+    job = job_of(parts, 0, 0, 0, window=window)
+    write(parts, {"p": HOURS}, {"p": 41})
+    run(job, parts / "record", None)
+    replay = make_replay_point(JobRecord(parts / "record"), job, watermark=cut_short(parts / "record"))
+    assert replay_cutoff(replay) == int(cutoff * 3_600) * S
+    query(parts, f"DELETE FROM results WHERE {micros('window_start')} >= {replay_cutoff(replay)}")
+    write(parts, {"p": HOURS}, {"p": 72})
+    run(job, parts / "record", replay)
+    every = "SELECT window_start, window_end, k, events, total FROM results ORDER BY 1, 2, 3"
+    assert query(parts, every) == query(whole, every) != []
+
+
+@pytest.mark.parametrize("which", ["before", "after"])
+def test_sessions_are_refused_in_words(tmp_path: Path, which: str) -> None:
+    sessions, tumbling = (job_of(tmp_path, 1_000, 0, 0, window=window) for window in ("{session: {gap: 10s, max: 1h}}", None))
+    before, after = (sessions, tumbling) if which == "before" else (tumbling, sessions)
+    with pytest.raises(ReplayError, match=r"^AggregateWindows: window session gap 10s max 1h: sessions begin where the events of their key say, .* start anew with --fresh$"):
+        make_replay_point(JobRecord(tmp_path / "record"), after, watermark=None, before=layout_of(before))
+
+
 CHANGES = [
     ("time: {field: t", "time: {field: u", "is read with time.field t, unit None and with time.field u, unit None: positions by one are none by the other"),
+    ("{tumbling: 1000ms}", "{tumbling: {size: 1d, timezone: Europe/London}}", "window tumbling 1s -> tumbling 1d in Europe/London: rows of both have the same keys"),
+    ("{tumbling: 1000ms}", "{sliding: {size: 2s, every: 1s}}", "window tumbling 1s -> sliding 2s every 1s: rows of both have the same keys"),
+    ("late: true", "late: true\n        keys: {limit: 5}", "keys without a limit -> limit 5, beyond other: rows of keys that only the old limit lets in would stay beside"),
     ("tumbling: 1000ms", "tumbling: 300ms", "window tumbling 1s -> tumbling 300ms: rows of both have the same keys, and a store does not replace a row by one of fewer events"),
 ]
 

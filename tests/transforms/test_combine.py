@@ -49,7 +49,7 @@ def rising(steps: list[Any]) -> list[Step]:
     return made
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(STEPS, st.sampled_from(WINDOWS_TRIED), st.sampled_from([0, 1500 * MS, 60 * S]), st.sampled_from(["final", {"every": "500ms"}, "on_change"]))
 def test_what_a_store_holds_in_the_end(steps: list[Any], window: dict[str, Any], lateness: int, emit: Any) -> None:
     stream = rising(steps)

@@ -442,6 +442,7 @@ assert len(seen) > 100
 """
 
 
+@pytest.mark.integration
 def test_no_kernel_leaves_its_memory(tmp_path: Path) -> None:
     environment = {**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
     run = subprocess.run([sys.executable, "-c", BOUNDS], cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, check=False)

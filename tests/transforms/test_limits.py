@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from streamgauge.transforms.aggregate import AggregateOptions, build_metric
@@ -48,7 +48,9 @@ def expected(events: list[Event], size: int, every: int) -> tuple[dict[tuple[int
     return totals, +beyond
 
 
-@settings(deadline=None, max_examples=20)
+@example([[(0, key, 1) for key in "abc"]] * 2 + [[(0, key, 1) for key in "def"]], ("tumbling", 1), False, True)
+@example([[(0, key, 1) for key in "abc"] * 6] * 2 + [[(0, key, 1) for key in "def"]], ("tumbling", 1), False, True)
+@settings(deadline=None, max_examples=12)
 @given(
     st.lists(EVENTS | st.just("clock"), min_size=1, max_size=5), st.sampled_from([("tumbling", 1), ("tumbling", 4), ("sliding", 3)]), st.booleans(), st.booleans()
 )
@@ -57,7 +59,10 @@ def test_what_a_store_holds_in_the_end(steps: list[Any], window: tuple[str, int]
     options = {"tumbling": f"{size}s"} if kind == "tumbling" else {"sliding": {"size": f"{size}s", "every": "1s"}}
     emit: Any = {"every": "100ms"} if early and kind == "tumbling" else "final"
     stream: list[Step] = [*steps[:2], *([2 * S] if late else []), *steps[2:]]
-    rows, refused = streamed(stream, window=options, emit=emit, keys=LIMIT, shards=SHARDS, lateness="1h")
+    if kind == "sliding":
+        # There no lateness is allowed, and nothing comes late.
+        stream = [step for step in stream if not isinstance(step, int)]
+    rows, refused = streamed(stream, window=options, emit=emit, keys=LIMIT, shards=SHARDS, **({"lateness": "1h"} if kind == "tumbling" else {}))
     assert not refused
     totals, beyond = expected([event for step in stream if isinstance(step, list) for event in step], size * S, (size if kind == "tumbling" else 1) * S)
     stored = folded(rows, "window_start", "key", "other")
@@ -96,7 +101,8 @@ def test_memory_is_bounded() -> None:
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
-    ({"window": {"session": "1m"}}, "sessions have no limit on keys"), ({"window": {"sliding": {"size": "2s", "every": "1s"}}, "emit": "on_change"}, "needs `emit: final`"),
+    ({"window": {"session": "1m"}}, "sessions have no limit on keys"), ({"window": {"sliding": {"size": "2s", "every": "1s"}}, "emit": "on_change"}, "needs `emit: final` and no `lateness`"),
+    ({"window": {"sliding": {"size": "2s", "every": "1s"}}, "lateness": "1s"}, "needs `emit: final` and no `lateness`"),
     ({"keys": {"limit": 0}}, "greater than or equal to 1"), ({"error_handling": {"output": "x"}}, "has no dead letters without"),
 ]  # fmt: skip
 

@@ -66,6 +66,7 @@ class Parquet:
     skip it by time. Locks and unfinished files start with a dot, the schema is in ``_streamgauge.schema``. Lists and structs stay what they are.
 
     Rows that can be withdrawn have a column ``withdrawn``, and a withdrawn one stays as a mark: read them with ``WHERE NOT withdrawn``.
+    Where rows do not overlap (``RowSpec.until``), what an attempt that was rolled back left behind is for the reader to leave out, as ``read`` does.
     """
 
     Options = ParquetOptions

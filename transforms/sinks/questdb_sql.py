@@ -12,13 +12,16 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow as pa
 
-from streamgauge.transforms.rows import RowSpec
+from streamgauge.transforms.rows import CUT, RowSpec
 from streamgauge.transforms.sinks.base import SinkError
 from streamgauge.transforms.sinks.plain import plain_type
 from streamgauge.transforms.sinks.rows_util import REQUEST_SECONDS, lacking, patience, retrying, unique_ignoring_case
 
 PORT = 9000
 VERSION = "_version"
+_COVERED, _CUT_COVERED = "_covered", "_cut_covered"
+"""Of a row: how far earlier ones of its key reach."""
+_RESERVED = (VERSION, _COVERED, _CUT_COVERED)
 _STORE_SUFFIX = "_versions"
 _FORBIDDEN = re.compile(r"[^\w ]")
 _VERSION_DIGITS = 19
@@ -76,10 +79,10 @@ class Layout:
     @classmethod
     def of(cls, table: str, schema: pa.Schema, rows: RowSpec) -> Layout:
         names = {name: _FORBIDDEN.sub("_", name) for name in schema.names}
-        unique_ignoring_case([*names.values(), VERSION], "QuestDB")
-        if len({*names.values(), VERSION}) <= len(names):
+        unique_ignoring_case([*names.values(), *_RESERVED], "QuestDB")
+        if len({*names.values(), *_RESERVED}) < len(names) + len(_RESERVED):
             raise ValueError(
-                f"the columns {', '.join(names)} are not different in QuestDB, where {VERSION} is reserved and all but letters and "
+                f"the columns {', '.join(names)} are not different in QuestDB, where {', '.join(_RESERVED)} are reserved and all but letters and "
                 "digits becomes '_'; give one of them another name"
             )
         return cls(table, table + _STORE_SUFFIX, rows.attach(schema), rows, names)
@@ -132,7 +135,24 @@ class Layout:
         timestamp = quote(self.names[self.rows.time])
         newest = f"SELECT {', '.join(inner)} FROM {quote(self.store)} ORDER BY {timestamp}"
         holding = f" WHERE NOT {quote(self.names[self.rows.withdrawn])}" if self.rows.withdrawn else ""
-        return f"{how} {quote(self.table)} AS (SELECT {', '.join(outer)} FROM ({newest}) TIMESTAMP({timestamp}){holding})"
+        found = f"({newest}) TIMESTAMP({timestamp}){holding}"
+        if self.rows.until is not None:
+            found = self._without_overlapped(found, self.names[self.rows.until])
+        return f"{how} {quote(self.table)} AS (SELECT {', '.join(outer)} FROM {found})"
+
+    def _without_overlapped(self, found: str, until: str) -> str:
+        """Rows that do not overlap (``RowSpec.until``): without those that overlap one that starts earlier, but a session that was cut is hidden
+        by others that were cut only. The rule says, of a higher revision: in the end it is the same, and this needs two running
+        maxima instead of a join of each key with itself. They need all rows: filters on time are applied after them."""
+        assert self.rows.revision is not None
+        time, revision = (quote(self.names[name]) for name in (self.rows.time, self.rows.revision))
+        keys = ", ".join(quote(self.names[name]) for name in self.rows.key if name != self.rows.time)
+        before = f"OVER (PARTITION BY {keys} ORDER BY {time} ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"
+        end = f"{quote(until)}::long"
+        covered = f"SELECT *, max({end}) {before} {_COVERED}, max(case when {revision} >= {CUT} then {end} end) {before} {_CUT_COVERED} FROM {found}"
+        # No time is before 0. A comparison with null is false, and 9.3.4 takes NOT (a > b) for a <= b.
+        reached = f"coalesce(case when {revision} >= {CUT} then {_CUT_COVERED} else {_COVERED} end, 0)"
+        return f"({covered}) TIMESTAMP({time}) WHERE {reached} <= {time}::long"
 
 
 def _newest_text(column: str) -> str:

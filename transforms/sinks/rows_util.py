@@ -9,11 +9,14 @@ from contextvars import ContextVar
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import tenacity
 
+from streamgauge.transforms.groups import group_rows
 from streamgauge.transforms.rows import RowSpec
+from streamgauge.transforms.running import running_maximum
 from streamgauge.transforms.sinks.base import Rejected, SinkError
 from streamgauge.transforms.sinks.plain import to_plain
 
@@ -148,8 +151,38 @@ def latest(table: pa.Table, rows: RowSpec) -> pa.Table:
 
 
 def current(table: pa.Table, rows: RowSpec) -> pa.Table:
-    """The rows that hold: without those that are marks of a withdrawal."""
-    return table if rows.withdrawn is None else table.filter(pc.invert(table[rows.withdrawn]))
+    """The rows that hold, of one row a key: without marks of a withdrawal, and where rows do not overlap (``RowSpec.until``) without those that overlap one
+    that starts earlier and has a higher revision.
+
+    >>> rows = RowSpec("results", key=("k", "t"), time="t", revision="r", withdrawn="gone", until="end")
+    >>> table = pa.table({"k": ["a", "a", "a", "b"], "t": [0, 3, 9, 3], "end": [9, 5, 12, 5], "r": [4, 1, 1, 1], "gone": [False] * 4})
+    >>> current(table, rows).select(["k", "t"]).to_pylist()
+    [{'k': 'a', 't': 0}, {'k': 'a', 't': 9}, {'k': 'b', 't': 3}]
+    """
+    if rows.withdrawn is not None:
+        table = table.filter(pc.invert(table[rows.withdrawn]))
+    return table if rows.until is None or not len(table) else table.filter(pa.array(~_overlapped(table, rows)))
+
+
+def _overlapped(table: pa.Table, rows: RowSpec) -> npt.NDArray[np.bool_]:
+    assert rows.until is not None and rows.revision is not None
+    keys = group_rows([table[name].combine_chunks() for name in rows.key if name != rows.time], len(table)).ids
+    start, end, revision = (table[name].cast(pa.int64()).to_numpy() for name in (rows.time, rows.until, rows.revision))
+    order = np.lexsort((start, keys))
+    keys, start, end, revision = keys[order], start[order], end[order], revision[order]
+    hidden = np.zeros(len(order), np.bool_)
+    # Rows are compared with the one before, those that may overlap an earlier one with the one before that, and so on: few are after the first step.
+    latest_end = running_maximum(keys, end)
+    distance, rest = 1, np.arange(1, len(order))
+    while len(rest):
+        rest = rest[rest >= distance]
+        earlier = rest - distance
+        near = (keys[earlier] == keys[rest]) & (latest_end[earlier] > start[rest])
+        rest, earlier = rest[near], earlier[near]
+        hidden[rest] |= (end[earlier] > start[rest]) & (revision[earlier] > revision[rest])
+        rest, distance = rest[~hidden[rest]], distance + 1
+    hidden[order] = hidden.copy()
+    return hidden
 
 
 def lacking(stored: Iterable[str], wanted: pa.Schema) -> list[pa.Field]:
@@ -170,7 +203,9 @@ def filled(table: pa.Table, schema: pa.Schema) -> pa.Table:
 def difference(stored: pa.Schema, wanted: pa.Schema) -> str | None:
     """What tells two described schemas apart, in words; None when the rows of ``wanted`` fit a table of ``stored`` that has got what it is ``lacking``."""
     old, new = RowSpec.of(stored), RowSpec.of(wanted)
-    if old != replace(new, withdrawn=old.withdrawn):
+    if old.withdrawn is not None and old.until != new.until:
+        return "it holds windows of another kind: those of sessions do not overlap"
+    if old != replace(new, withdrawn=old.withdrawn, until=old.until):
         return f"it holds {old.kind} with the key ({', '.join(old.key)}), these rows are {new.kind} with the key ({', '.join(new.key)})"
     old_columns, new_columns = ([(f.name, f.type) for f in schema] for schema in (stored, wanted))
     if old_columns != [column for column, field in zip(new_columns, wanted, strict=True) if field not in lacking(stored.names, wanted)]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -63,7 +64,9 @@ class Sqlite:
     dates as ``2013-01-01``, uint64 and decimals as TEXT, lists and structs as JSON text for ``json_extract`` and ``json_each``, with times
     written the same way and NaN and infinities as null.
 
-    Rows that can be withdrawn lie in ``TABLE_versions``; ``TABLE`` is a view of those that hold.
+    Rows that can be withdrawn lie in ``TABLE_versions``; ``TABLE`` is a view of those that hold. Where rows do not overlap (``RowSpec.until``) that is seen to in
+    the transaction that writes them: a row withdraws what it overlaps, and is not stored when it is what a stored one would have withdrawn. Doing it in
+    the view would cost each row read a look at all earlier ones of its key.
     """
 
     Options = SqliteOptions
@@ -78,6 +81,7 @@ class Sqlite:
         self.name = f"sqlite:{options.path}/{options.table}"
         self._connection: sqlite3.Connection | None = None
         self._upsert = ""
+        self._withdraw: _Withdraw | None = None
 
     def open(self, schema: pa.Schema, rows: RowSpec) -> None:
         if self._table.lower() == _TABLES or self._table.lower().startswith("sqlite_"):
@@ -85,6 +89,7 @@ class Sqlite:
         unique_ignoring_case(schema.names, "SQLite")
         columns = {field.name: _declared(field) for field in schema}
         self._upsert = _upsert(_store_name(self._table, rows), schema, rows)
+        self._withdraw = _Withdraw.of(_store_name(self._table, rows), schema, rows) if rows.until else None
         with self._errors():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = self._connect()
@@ -106,6 +111,8 @@ class Sqlite:
         def attempt() -> None:
             with self._transaction() as connection:
                 connection.executemany(self._upsert, counted())
+                if self._withdraw is not None:
+                    connection.executemany(self._withdraw.statement, self._withdraw.values(rows))
 
         try:
             retrying(_may_pass)(attempt)
@@ -251,20 +258,80 @@ def _store_name(table: str, rows: RowSpec) -> str:
 
 
 def _key(schema: pa.Schema, rows: RowSpec) -> str:
-    """The key as the unique index and ON CONFLICT must both spell it.
+    """The key as the unique index and ON CONFLICT must both spell it."""
+    return ", ".join(_comparable(schema, name) for name in rows.key)
+
+
+def _comparable(schema: pa.Schema, name: str, value: str | None = None) -> str:
+    """A column of the key, or a value of it, as the unique index has it.
 
     To a unique index NULLs differ, to us they are equal: an expression puts in their place a value of a type that
     the column never holds (SQLite compares by type first), so that it cannot be mistaken for a real one.
     """
-    stand_in = {name: "0" if plain_type(schema.field(name).type) == pa.binary() else "x''" for name in rows.key}
-    return ", ".join(f"COALESCE({_quote(name)}, {stand_in[name]})" if schema.field(name).nullable else _quote(name) for name in rows.key)
+    stand_in = "0" if plain_type(schema.field(name).type) == pa.binary() else "x''"
+    value = value or _quote(name)
+    return f"COALESCE({value}, {stand_in})" if schema.field(name).nullable else value
+
+
+def _same_but_time(schema: pa.Schema, rows: RowSpec) -> str:
+    """A condition that the index serves: stored rows of the key of the given row, but for the time, which is the next column of the index."""
+    return " AND ".join(f"{_comparable(schema, name)} = {_comparable(schema, name, _given(schema, name))}" for name in rows.key if name != rows.time)
+
+
+def _given(schema: pa.Schema, name: str) -> str:
+    """A column of the row that is written."""
+    return f"?{schema.names.index(name) + 1}"
+
+
+@dataclass(frozen=True)
+class _Withdraw:
+    """Withdraws the stored rows that a written one overlaps.
+
+    Attributes:
+        statement: takes the first ``count`` values of a row.
+        at: which value of a row says whether it is itself a mark.
+    """
+
+    statement: str
+    count: int
+    at: int
+
+    @classmethod
+    def of(cls, table: str, schema: pa.Schema, rows: RowSpec) -> _Withdraw:
+        assert rows.until and rows.withdrawn and rows.revision and rows.time == rows.key[-1]
+        time, revision, withdrawn = map(_quote, (rows.time, rows.revision, rows.withdrawn))
+        marked = [f"{withdrawn} = 1", f"{revision} = {_given(schema, rows.revision)}", *([f"{_quote(rows.final)} = 1"] if rows.final else [])]
+        return cls(
+            f"UPDATE {_quote(table)} SET {', '.join(marked)} WHERE {_same_but_time(schema, rows)} AND {time} > {_given(schema, rows.time)} "
+            f"AND {time} < {_given(schema, rows.until)} AND NOT {withdrawn} AND {revision} < {_given(schema, rows.revision)}",
+            1 + max(schema.names.index(name) for name in (*rows.key, rows.until, rows.revision)),
+            schema.names.index(rows.withdrawn),
+        )  # fmt: skip
+
+    def values(self, rows: Iterable[tuple[object, ...]]) -> Iterator[tuple[object, ...]]:
+        return (row[: self.count] for row in rows if not row[self.at])
+
+
+def _is_overlapped(table: str, schema: pa.Schema, rows: RowSpec) -> str:
+    """Whether the given row overlaps the one before it, which has a higher revision. No other needs a look: one that is further
+    off and reaches over the given row has withdrawn what lies between, or will when it is written again with more."""
+    assert rows.until and rows.withdrawn and rows.revision
+    until, revision, time, withdrawn = map(_quote, (rows.until, rows.revision, rows.time, rows.withdrawn))
+    return (
+        f"COALESCE((SELECT {until} > {_given(schema, rows.time)} AND {revision} > {_given(schema, rows.revision)} FROM {_quote(table)} "
+        f"WHERE {_same_but_time(schema, rows)} AND {time} < {_given(schema, rows.time)} AND NOT {withdrawn} ORDER BY {time} DESC LIMIT 1), 0)"
+    )
 
 
 def _upsert(table: str, schema: pa.Schema, rows: RowSpec) -> str:
     names = [_quote(name) for name in schema.names]
     changed = ", ".join(f"{_quote(name)} = excluded.{_quote(name)}" for name in schema.names if name not in rows.key)
+    given = ", ".join(_given(schema, name) for name in schema.names)
+    values = f"VALUES ({given})"
+    if rows.until and rows.withdrawn:
+        values = f"SELECT {given} WHERE {_given(schema, rows.withdrawn)} OR NOT {_is_overlapped(table, schema, rows)}"
     statement = (
-        f"INSERT INTO {_quote(table)} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))}) "
+        f"INSERT INTO {_quote(table)} ({', '.join(names)}) {values} "
         f"ON CONFLICT ({_key(schema, rows)}) DO " + (f"UPDATE SET {changed}" if changed else "NOTHING")
     )
     if rows.revision is None:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CODE = """
 import random
 import numba
@@ -36,6 +38,7 @@ for format_, typical in ((test_json.ALL, test_json.TYPICAL), (test_csv.ALL, test
 """
 
 
+@pytest.mark.integration
 def test_no_kernel_leaves_its_memory(tmp_path: Path) -> None:
     environment = {**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
     run = subprocess.run(

@@ -159,6 +159,7 @@ def write_all(folder: Path, seed: int) -> None:
         sink.write(cases.to_table([cases.result(hour=h, revision=number, count=number) for h in range(30)]))
 
 
+@pytest.mark.integration
 def test_several_processes_write_at_once(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         pool.starmap(write_all, [(tmp_path, seed) for seed in range(3)])

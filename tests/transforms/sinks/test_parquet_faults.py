@@ -183,6 +183,7 @@ def before_the_rename(stop: Callable[[], None]) -> None:
     Parquet._replace = replace  # type: ignore[method-assign]
 
 
+@pytest.mark.integration
 def test_a_worker_frozen_before_it_has_the_lock_changes_nothing_newer(tmp_path: Path) -> None:
     sink = opened(tmp_path, cases.SESSIONS)
     with frozen(to(tmp_path), OLD, before_the_lock) as worker:
@@ -191,6 +192,7 @@ def test_a_worker_frozen_before_it_has_the_lock_changes_nothing_newer(tmp_path: 
     cases.same(cases.plain(sink.read()), NEW[:2])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("end", ["wake", "kill"])
 def test_a_worker_frozen_with_the_lock_holds_the_others_up_and_changes_nothing_newer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str

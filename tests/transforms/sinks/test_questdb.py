@@ -1,5 +1,6 @@
 import pickle
 import sys
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -31,6 +32,12 @@ def test_the_view_hides_what_is_withdrawn() -> None:
     assert layout.create_view().endswith(' TIMESTAMP("window_start") WHERE NOT "withdrawn")')
     assert 'max(case when "withdrawn" then _version else -2 end) = max(_version) "withdrawn"' in layout.create_view()
     assert "WHERE" not in Layout.of("delay", cases.SCHEMA, cases.ROWS).create_view()
+
+
+def test_the_view_hides_what_overlaps_an_earlier_row() -> None:
+    view = Layout.of("delay", cases.SESSIONS, replace(cases.SESSION_ROWS, until="window_end")).create_view()
+    assert 'OVER (PARTITION BY "metric", "origin", "gate", "open", "day", "since" ORDER BY "window_start" ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)' in view
+    assert "_covered" not in Layout.of("delay", cases.SESSIONS, cases.SESSION_ROWS).create_view()
 
 
 def test_names_that_questdb_forbids() -> None:

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 from random import Random
 
 import pyarrow as pa
@@ -45,6 +46,9 @@ def test_columns_of_later_versions() -> None:
         filled(cases.to_table([cases.session()]), cases.SCHEMA)
     for old, new in [(cases.SESSIONS, cases.SCHEMA), (cases.SCHEMA, cases.EARLIER), (cases.EARLIER, cases.SCHEMA.remove(8))]:
         assert "it has the columns" in (difference(old, new) or "") or "it holds" in (difference(old, new) or "")
+    disjoint = replace(cases.SESSION_ROWS, until="window_end").attach(cases.SESSIONS)
+    assert difference(cases.EARLIER, disjoint) is None
+    assert "windows of another kind" in (difference(cases.SESSIONS, disjoint) or "") and "windows of another kind" in (difference(disjoint, cases.SESSIONS) or "")
     late = RowSpec("late", key=("user",), time="watermark")
     with_time = late.attach(pa.schema([("user", pa.string()), ("watermark", cases.UTC)]))
     assert lacking(["user"], with_time) == [], "an event's own field"

@@ -24,7 +24,7 @@ def opened(folder: Path, schema: pa.Schema = cases.SCHEMA, table: str = "delay")
     return sink
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(cases.histories())
 def test_what_is_stored_is_what_the_rule_says(history: list) -> None:
     with TemporaryDirectory() as folder:
@@ -180,6 +180,7 @@ def write_all(folder: Path, seed: int) -> None:
     sink.close()
 
 
+@pytest.mark.integration
 def test_several_processes_write_at_once(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         pool.starmap(write_all, [(tmp_path, seed) for seed in range(3)])

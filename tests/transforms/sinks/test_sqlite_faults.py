@@ -215,6 +215,7 @@ def before_the_commit(stop: Callable[[], None]) -> None:
     Sqlite._transaction = transaction  # type: ignore[method-assign]
 
 
+@pytest.mark.integration
 def test_a_worker_frozen_before_its_transaction_changes_nothing_newer(tmp_path: Path) -> None:
     sink = opened(tmp_path, cases.SESSIONS)
     with frozen(to(tmp_path), OLD, before_the_transaction) as worker:
@@ -223,6 +224,7 @@ def test_a_worker_frozen_before_its_transaction_changes_nothing_newer(tmp_path: 
     cases.same(cases.plain(sink.read()), NEW[:2])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("end", ["wake", "kill"])
 def test_a_worker_frozen_in_its_transaction_holds_the_others_up_and_changes_nothing_newer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str

@@ -20,7 +20,7 @@ def printed(capsys: pytest.CaptureFixture[str], table: pa.Table) -> list[dict]:
     return [json.loads(line, parse_constant=pytest.fail) for line in text.split("\n")[:-1]]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cases.histories())
 def test_every_row_is_one_line_of_json(capsys: pytest.CaptureFixture[str], history: list) -> None:
     rows = [row for batch in history for row in batch]

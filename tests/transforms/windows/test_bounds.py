@@ -36,7 +36,7 @@ def windows_of(time: int, size: int, every: int, offset: int) -> list[tuple[int,
     return sorted((start, start + size) for start in range(last, time - size, -every))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(TIMES, st.integers(1, 60), st.integers(1, 60), st.integers(0, 59), st.sampled_from([S, M, H]))
 def test_sliding(time: int, size: int, every: int, offset: int, unit: int) -> None:
     size, every = max(size, every) * unit, min(size, every) * unit
@@ -91,7 +91,7 @@ def day_of(time: int, zone: str) -> tuple[int, int]:
     return begin(local.date()), begin(local.date() + timedelta(days=1))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2 * 10**15), st.sampled_from(ZONES))
 def test_days_of_a_time_zone(time: int, zone: str) -> None:
     made = window("tumbling", size="1d", timezone=zone)
