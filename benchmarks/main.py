@@ -66,7 +66,7 @@ def beside(options: argparse.Namespace) -> int:
         _print(f"{options.events:,} events, median of {options.runs}", [{name: value for name, value in row.items() if name != "runs"} for row in rows])
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
-    return 0
+    return 0 if all(row.get("correct", True) for row in rows) else 1
 
 
 def _print(title: str, rows: list[dict[str, Any]]) -> None:
@@ -74,8 +74,16 @@ def _print(title: str, rows: list[dict[str, Any]]) -> None:
     for name, value in rows[0].items():
         table.add_column(name, justify="left" if isinstance(value, str) else "right")
     for row in rows:
-        table.add_row(*(f"{value:,.2f}" if name == "times" else f"{value:,.0f}" if isinstance(value, float) else str(value or "") for name, value in row.items()))
+        table.add_row(*(_text(name, value) for name, value in row.items()))
     _console().print(table)
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "NO"
+    if isinstance(value, float):
+        return f"{value:,.2f}" if name == "times" else f"{value:,.0f}"
+    return "" if value is None else str(value)
 
 
 def measure(workload: Workload, contender: str, folder: Path) -> Figures:

@@ -59,7 +59,7 @@ def _cumulative(connection: Any, events: str, options: Any, keys: list[str]) -> 
         periods = _days(connection, events, options, options.size, options.size).replace("AS window_end", "AS period_end")
         if every % DAY == 0:
             # Ends are midnights as well: a step is one of days, and there is one midnight table for both.
-            steps = _days(connection, events, options, options.size, options.size).replace(" AS window_end", " AS period_end, first, number")
+            steps = _days(connection, events, options, options.size, options.size).replace(" AS window_end", " AS period_end, event.first, event.number")
             ends = f"SELECT * EXCLUDE (number, first), unnest(generate_series((number - first) // {every // DAY} + 1, {options.size // every})) * {every // DAY} + first AS step FROM ({steps})"
             return f"SELECT placed.* EXCLUDE (step, period_end), midnight AS window_end FROM ({ends}) placed JOIN midnights ON midnights.number = step"
     ends = f"unnest(generate_series(window_start + ((time - window_start) // {every} + 1) * {every}, period_end, {every}))"

@@ -134,6 +134,8 @@ class CombineDoFn(beam.DoFn):  # type: ignore[misc]
         slices.add(stored)
         start, _, _ = _HEADER.unpack_from(stored)
         self._set(end, self._first_end(start))
+        # At the end of the input nobody waits for timers that timers have set: this one makes all that is left.
+        self._set(end, int(self._window.last_ends(np.array([start]))[0]))
         if self._emit_every is not None:
             emit.set(next_emission(self._emit_every))
 
@@ -167,6 +169,7 @@ class CombineDoFn(beam.DoFn):  # type: ignore[misc]
         open_slices = [start for start, entry in stored.entries.items() if not _HEADER.unpack_from(entry)[2]]
         if open_slices:
             yield from self._results(key, stored, self._first_end(max(open_slices)), final=False)
+        self._tidy(slices, stored, list(stored.entries))
 
     def _results(self, key: bytes, stored: _Stored, window_end: int, *, final: bool) -> Iterator[Any]:
         window_start = self._window.start_of(window_end)
@@ -204,12 +207,25 @@ class CombineDoFn(beam.DoFn):  # type: ignore[misc]
     def _note_done(self, slices: Any, stored: _Stored, done: int) -> None:
         starts = np.array(list(stored.entries), np.int64)
         kept = starts[self._window.last_ends(starts) > done - self._lateness].tolist() if self._forgets else starts.tolist()
-        spare = stored.spare + len(starts) - len(kept)
-        if spare > max(_REWRITE_BEYOND, len(kept)) or not kept:
-            slices.clear()
-            for start in kept:
+        stored.new, stored.done = set(), done
+        if not self._tidy(slices, stored, kept):
+            slices.add(_HEADER.pack(done, _DONE, True))
+
+    def _tidy(self, slices: Any, stored: _Stored, kept: list[int]) -> bool:
+        """Rewrite the bag with what is kept, if enough else is in it."""
+        spare = stored.spare + len(stored.entries) - len(kept)
+        if kept and spare <= max(_REWRITE_BEYOND, len(kept)):
+            return False
+        slices.clear()
+        for start in kept:
+            if start not in stored.new:
                 slices.add(stored.entries[start])
-        slices.add(_HEADER.pack(done, _DONE, True))
+        if stored.done != _NEVER:
+            slices.add(_HEADER.pack(stored.done, _DONE, True))
+        for start in kept:
+            if start in stored.new:
+                slices.add(stored.entries[start])
+        return True
 
     def _first_end(self, start: int) -> int:
         return int(self._window.first_ends(np.array([start]))[0])

@@ -38,6 +38,7 @@ class _Known:
 
     Attributes:
         wake: when the timer fires, microseconds.
+        tag: of that timer. Where nothing is known there may be one already, which must not be put off: another one looks as soon as it can.
         rows: in the table when it was last written.
         appended: since then, in rows, with ``RECORD_COST`` for each record.
     """
@@ -45,6 +46,7 @@ class _Known:
     wake: int
     rows: int = 0
     appended: int = 0
+    tag: str = ""
 
 
 class _Memory:
@@ -120,13 +122,16 @@ class SessionDoFn(beam.DoFn):  # type: ignore[misc]
         known = self._bundle.get(key) or self._memory.take(key)
         closes = self._table.closes(pieces)
         if known is None:
-            # There may be a timer that must not be put off: look soon, at a time that the watermark has passed or soon will.
-            known = _Known(wake=closes - self._session.gap)
+            # Soon: at a time that the watermark has passed already, or will when these events are its own.
+            known = _Known(wake=closes - self._session.gap, tag="soon")
         self._bundle[key] = known
         wake = self._table.align(closes, self._table.step(known.rows))
         if key not in self._armed or wake < known.wake:
             known.wake = min(known.wake, wake)
-            self._set(end, known.wake)
+            self._set(end, known.wake, known.tag)
+        if key not in self._armed:
+            # At the end of the input nobody waits for timers that timers have set: this one tells all that is left.
+            end.set(_LAST, dynamic_timer_tag="last")
         if key not in self._armed and self._emit_every is not None:
             now = Timestamp.now().micros
             # Multiples of the period: setting it again within one period moves nothing.
@@ -189,9 +194,9 @@ class SessionDoFn(beam.DoFn):  # type: ignore[misc]
         self._memory.put_back(self._bundle)
         self._bundle = {}
 
-    def _set(self, end: Any, wake: int) -> None:
+    def _set(self, end: Any, wake: int, tag: str = "") -> None:
         """So that it fires when the watermark has passed all times before ``wake``: as with windows, at the last millisecond before."""
-        end.set(min(Timestamp(micros=self._table.align(wake, 0) - _MS), _LAST) if self._forgets else _LAST)
+        end.set(min(Timestamp(micros=self._table.align(wake, 0) - _MS), _LAST) if self._forgets else _LAST, dynamic_timer_tag=tag)
 
     @staticmethod
     def _write(state: Any, records: list[bytes]) -> None:

@@ -38,9 +38,9 @@ def history(seed: int) -> tuple[list[pa.RecordBatch], dict[Key, dict[str, Any]]]
     task.store = rows
     rest = list(events)
     for _ in range(chance.randint(0, 3)):
-        saved = list(task.bag.values), task.end.when, task.emit.when, task.watermark, list(task.accepted), list(rest)
+        saved = list(task.bag.values), dict(task.end.times), dict(task.emit.times), task.watermark, list(task.accepted), list(rest)
         _attempt(task, rest, chance, chance.randint(1, 8))
-        task.bag, task.end.when, task.emit.when, task.watermark, task.accepted, rest = Bag(saved[0]), *saved[1:]
+        task.bag, task.end.times, task.emit.times, task.watermark, task.accepted, rest = Bag(saved[0]), *saved[1:]
         if chance.random() < 0.5:
             # A checkpoint on the way.
             rest = _attempt(task, rest, chance, chance.randint(0, 4))

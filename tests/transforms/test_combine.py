@@ -6,11 +6,16 @@ from collections import defaultdict
 from typing import Any
 
 import pytest
+from apache_beam.utils.timestamp import Timestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamgauge.transforms.aggregate import AggregateOptions, build_metric
+from streamgauge.transforms.combine import CombineDoFn, Slices
+from streamgauge.transforms.merge import Merged
+from streamgauge.transforms.partials import Partials
 from streamgauge.transforms.windows import WINDOWS
-from tests.transforms.streamed import MS, Event, Step, folded, micros, streamed
+from tests.transforms.streamed import FIELDS, MS, Event, Step, batch_of, folded, micros, streamed
 
 S = 1000 * MS
 WINDOWS_TRIED: list[dict[str, Any]] = [
@@ -87,3 +92,44 @@ def test_early_results_are_of_the_window_that_ends_next(emit: Any) -> None:
     assert (1, "a", 1) in early
     assert early[-1] in {(2, "b", 4), (2, "a", 3)}
     assert {end for end, _, _ in early} <= {1, 2}
+
+
+class Bag(list[bytes]):
+    def read(self) -> list[bytes]:
+        return list(self)
+
+    add = list.append
+
+
+class Timers(dict[str, int]):
+    def set(self, when: Timestamp, dynamic_timer_tag: str = "") -> None:
+        self[dynamic_timer_tag] = when.micros
+
+
+@pytest.mark.parametrize("lateness", [0, 3 * S])
+def test_what_is_kept_does_not_grow_and_is_enough(lateness: int) -> None:
+    """As on Flink: slices leave the step before in order, then timers fire. Each slice is told twice, early and when it has ended."""
+    options = AggregateOptions(metric="m", window={"sliding": {"size": "5s", "every": "1s"}}, by=["key"], aggregates={"total": {"sum": "value"}}, shards=1)
+    metric = build_metric(options, FIELDS)
+    partials, slices = Partials(metric), Slices()
+    dofn = CombineDoFn(metric, options.window.create(), lateness, 100 * MS)
+    dofn.setup()
+    bag, end, emit = Bag(), Timers(), Timers()
+    totals, sizes = {}, []
+    for second in range(300):
+        rows = partials.reduce(batch_of([(second * S, "a", 1)]), partials.group(batch_of([(second * S, "a", 1)])))
+        for final in (False, True):
+            dofn.start_bundle()
+            for element in slices.of(b"0.0", partials, Merged(rows, rows, None, second * S, (second + 1) * S, final, None)):
+                dofn.process(element, bag, end, emit)
+            if not final:
+                list(dofn.periodic(b"0.0", bag))
+        dofn.start_bundle()
+        for tag in sorted((tag for tag, when in end.items() if when < (second + 1) * S), key=int):
+            for batch in dofn.passed(b"0.0", Timestamp(micros=end.pop(tag)), bag, end):
+                for row in batch.to_pylist():
+                    assert (micros(row["window_start"]) // S) not in totals, "made once"
+                    totals[micros(row["window_start"]) // S] = row["total"]
+        sizes.append(len(bag))
+    assert totals == {start: min(5, start + 5) for start in range(-4, 296)}
+    assert max(sizes) <= 2 * max(16, 5 + lateness // S) + 3 and max(sizes[200:]) <= max(sizes[:100])

@@ -139,13 +139,25 @@ class Bag:
 
 
 class Timer:
-    when: int | None = None
+    """The timers of one family, by tag. The one for the end of time is not waited for here."""
 
-    def set(self, when: Timestamp) -> None:
-        self.when = when.micros
+    def __init__(self) -> None:
+        self.times: dict[str, int] = {}
+
+    @property
+    def when(self) -> int | None:
+        return min(self.times.values(), default=None)
+
+    def set(self, when: Timestamp, dynamic_timer_tag: str = "") -> None:
+        if dynamic_timer_tag != "last":
+            self.times[dynamic_timer_tag] = when.micros
 
     def clear(self) -> None:
-        self.when = None
+        self.times.pop("", None)
+
+    def fire(self) -> int:
+        tag = min(self.times, key=self.times.__getitem__)
+        return self.times.pop(tag)
 
 
 class Task:
@@ -178,18 +190,18 @@ class Task:
 
     def failing_bundle(self, batches: Sequence[Sequence[Event]], fire: bool) -> None:
         """All that it did to state and timers is undone; the process goes on."""
-        saved, timers, store = list(self.bag.values), (self.end.when, self.emit.when), self.store
+        saved, timers, store = list(self.bag.values), (dict(self.end.times), dict(self.emit.times)), self.store
         accepted, self.store = list(self.accepted), Store()
         self.bundle(batches, fails=True)
         if fire:
             dofn = self._begin()
             list(dofn.passed(b"k", Timestamp(micros=self.watermark), self.bag, self.end, self.emit))
-        self.bag, (self.end.when, self.emit.when), self.store, self.accepted = Bag(saved), timers, store, accepted
+        self.bag, (self.end.times, self.emit.times), self.store, self.accepted = Bag(saved), timers, store, accepted
 
     def advance(self, watermark: int) -> None:
         self.watermark = max(self.watermark, watermark)
         while self.end.when is not None and self.end.when <= self.watermark:
-            fired, self.end.when = self.end.when, None
+            fired = self.end.fire()
             assert fired % MS == 0 or fired == GlobalWindow().max_timestamp().micros
             dofn = self._begin()
             self._write(dofn.passed(b"k", Timestamp(micros=fired), self.bag, self.end, self.emit))
@@ -197,7 +209,7 @@ class Task:
 
     def period(self) -> None:
         if self.emit.when is not None:
-            self.emit.when = None
+            self.emit.fire()
             dofn = self._begin()
             self._write(dofn.periodic(b"k", self.bag))
             dofn.finish_bundle()
@@ -225,6 +237,10 @@ LONGEST = st.sampled_from([None, GAP, 2 * GAP, 10 * MS])
 
 
 @settings(deadline=None, max_examples=50)
+@example(
+    [("bundle", [[(0, None, None), (22_500, None, None)]]), ("advance", 22_000), ("fail", [[(0, None, None)]] * 2), ("bundle", [[(56_000, None, None)]]), ("advance", 26_000)],
+    None, 0, None,
+)  # fmt: skip
 @given(STEPS, LONGEST, st.sampled_from([0, 3 * MS, 100 * MS]), st.sampled_from([None, 0, 1_000_000]))
 def test_rows_come_to_what_the_events_say(steps: list[tuple[str, Any]], longest: int | None, lateness: int, emit_every: int | None) -> None:
     task = Task(longest, lateness, emit_every)

@@ -214,7 +214,9 @@ def _by_file(batch: pa.Table, rows: RowSpec, partition: str) -> Iterator[tuple[s
 
 
 def _period_names(batch: pa.Table, rows: RowSpec, partition: str) -> pa.StringArray:
-    return pc.strftime(batch[rows.time].combine_chunks(), _FILE_NAMES[partition]).fill_null("null")
+    # Text is made of each hour or day, not of each row.
+    periods = pc.floor_temporal(batch[rows.time].combine_chunks(), unit=partition).dictionary_encode(null_encoding="encode")
+    return pc.strftime(periods.dictionary, _FILE_NAMES[partition]).fill_null("null").take(periods.indices)
 
 
 def _position_names(batch: pa.Table, rows: RowSpec) -> pa.StringArray:

@@ -140,6 +140,8 @@ def latest(table: pa.Table, rows: RowSpec) -> pa.Table:
     >>> latest(pa.table({"k": [1, None, 1, None], "r": [2, 1, 1, 1], "v": ["a", "b", "c", "d"]}), rows).to_pylist()
     [{'k': 1, 'r': 2, 'v': 'a'}, {'k': None, 'r': 1, 'v': 'd'}]
     """
+    if group_rows([table[name].combine_chunks() for name in rows.key], len(table)).count == len(table):
+        return table
     position = pa.array(np.arange(len(table), dtype=np.int64))
     keys = table.select(list(rows.key)).append_column("__position", position)
     order = [name for name in (rows.revision, rows.final) if name]
