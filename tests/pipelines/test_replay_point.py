@@ -186,6 +186,7 @@ EVENTS = st.dictionaries(st.sampled_from(["p", "qq", "rrr"]), TIMES, min_size=1,
 STOPS = st.lists(st.tuples(st.fixed_dictionaries({name: st.sampled_from([50, 30, 70, 100, 10, 0]) for name in ("p", "qq", "rrr")}), st.booleans(), st.integers(0, 3_000)), min_size=1, max_size=2)
 
 
+@pytest.mark.integration
 @settings(deadline=None, max_examples=6)
 @example({"p": [100, 3_600, 8_900, 3_700, 200]}, [({"p": 60, "qq": 0, "rrr": 0}, True, 0)], 1_000, 5_000, 0)
 @example({"p": [100, 3_600, 8_900, 3_700, 200]}, [({"p": 60, "qq": 0, "rrr": 0}, False, 0)], 1_000, 5_000, 0)
@@ -338,6 +339,7 @@ def windows_oracle(
     return {key: (len(some), sum(some)) for key, some in values.items()}, late, unsure
 
 
+@pytest.mark.integration
 @settings(deadline=None, max_examples=8)
 @example({"p": [100, 3_600, 8_900, 9_000, 9_100, 8_000]}, {"p": 60, "qq": 0, "rrr": 0}, "{cumulative: {size: 4s, every: 1s}}", 0, 0)
 @example({"p": [100, 3_600, 8_900, 9_000, 9_100, 8_000]}, {"p": 60, "qq": 0, "rrr": 0}, "{sliding: {size: 3s, every: 1s}}", 0, 0)

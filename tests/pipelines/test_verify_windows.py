@@ -23,6 +23,9 @@ from streamgauge.transforms.config import Choice
 from streamgauge.transforms.windows import WINDOWS
 from tests.pipelines.test_verify import run
 
+# Whole jobs, run and verified.
+pytestmark = pytest.mark.integration
+
 AGGREGATES = {
     "n_values": "{count: value}", "big": "{count: {where: value > 50 OR host = 'b'}}", "recent": "{count: {where: \"ts >= TIMESTAMPTZ '2020-03-28 22:00:00+00'\"}}",
     "some": "{sum: {of: n, where: value IS NOT NULL}}", "mean": "{mean: {of: value, where: \"small + 100 > 0\"}}",
