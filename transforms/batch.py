@@ -75,8 +75,7 @@ class BatchCodec:
         if not batch.schema.equals(self.schema):
             raise SchemaMismatch(f"the batch has the columns ({_columns(batch.schema)}), its coder was made for ({_columns(self.schema)})")
         if not self._dictionaries:
-            body: bytes = batch.serialize().to_pybytes()
-            return self.fingerprint + body
+            return b"".join((self.fingerprint, batch.serialize()))
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, self.schema) as writer:
             writer.write_batch(batch)

@@ -118,9 +118,11 @@ def _grouped(hashes: _Hashes) -> Groups:
 def _are_equal(column: pa.Array, groups: Groups) -> bool:
     """Whether all rows of each group have one value."""
     array, valid = plain(column), validity(column)
+    # The first rows put together: they stay in the processor's cache where the rows would not.
+    first = array.take(pa.array(groups.first))
     if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
-        return bool(_equal_texts(*text_of(array), valid, groups.ids, groups.first))
-    return bool(_equal_numbers(number_bits(array), valid, groups.ids, groups.first))
+        return bool(_equal_texts(*text_of(array), valid, *text_of(first), validity(first), groups.ids))
+    return bool(_equal_numbers(number_bits(array), valid, number_bits(first), validity(first), groups.ids))
 
 
 @kernel
@@ -150,36 +152,33 @@ def _number(hashes: _Hashes, slots: npt.NDArray[np.int32], ids: _Numbers, first:
 
 
 @kernel
-def _equal_texts(edges: _Numbers, data: _Bytes, valid: _Bytes, ids: _Numbers, first: _Numbers) -> bool:
-    all_valid = len(valid) == 0
+def _equal_texts(
+    edges: _Numbers, data: _Bytes, valid: _Bytes, first_edges: _Numbers, first_data: _Bytes, first_valid: _Bytes, ids: _Numbers
+) -> bool:
     for i in range(len(ids)):
-        j = first[ids[i]]
-        if i == j:
-            continue
-        if not all_valid:
-            if valid[i] != valid[j]:
-                return False
-            if not valid[i]:
-                continue
-        begin, other, length = edges[i], edges[j], edges[i + 1] - edges[i]
-        if edges[j + 1] - other != length:
+        j = ids[i]
+        here, there = len(valid) == 0 or valid[i] != 0, len(first_valid) == 0 or first_valid[j] != 0
+        if here != there:
             return False
+        if not here:
+            continue
+        begin, other, length = edges[i], first_edges[j], edges[i + 1] - edges[i]
+        if first_edges[j + 1] - other != length:
+            return False
+        differ = U64(0)
+        # Without a way out at every byte: several are compared at once.
         for k in range(length):
-            if data[begin + k] != data[other + k]:
-                return False
+            differ |= U64(data[begin + k] ^ first_data[other + k])
+        if differ:
+            return False
     return True
 
 
 @kernel
-def _equal_numbers(numbers: _Hashes, valid: _Bytes, ids: _Numbers, first: _Numbers) -> bool:
-    all_valid = len(valid) == 0
+def _equal_numbers(numbers: _Hashes, valid: _Bytes, first: _Hashes, first_valid: _Bytes, ids: _Numbers) -> bool:
     for i in range(len(ids)):
-        j = first[ids[i]]
-        if not all_valid:
-            if valid[i] != valid[j]:
-                return False
-            if not valid[i]:
-                continue
-        if numbers[i] != numbers[j]:
+        j = ids[i]
+        here, there = len(valid) == 0 or valid[i] != 0, len(first_valid) == 0 or first_valid[j] != 0
+        if here != there or (here and numbers[i] != first[j]):
             return False
     return True

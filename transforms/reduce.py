@@ -19,7 +19,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 from streamgauge.transforms.batch import EVENT_TIME, EVENT_TIME_TYPE, POSITION, SPLIT, disorder_of
 from streamgauge.transforms.config import MICROSECONDS
 from streamgauge.transforms.hashing import spread_key
-from streamgauge.transforms.partials import Metric, Partials
+from streamgauge.transforms.partials import Metric, Partials, concatenated
 from streamgauge.transforms.record import JobRecord
 from streamgauge.transforms.replay import ReplayPoint
 from streamgauge.transforms.rows import RowSpec
@@ -27,6 +27,10 @@ from streamgauge.transforms.session_table import SessionTable
 from streamgauge.transforms.windows.base import Times
 
 _MS = MICROSECONDS["ms"]
+_MANY_ROWS, _MOST_SHARE, _UNMERGED = 2_000, 0.75, 32
+"""Where merging that many rows leaves more than this share of them, so many of the next partials are not merged: with keys of a few events
+each it costs more than it saves, and they are merged in state anyway."""
+
 _NOTHING_SEEN = np.iinfo(np.int64).min
 
 
@@ -180,6 +184,10 @@ class _PartialDoFn(beam.DoFn):  # type: ignore[misc]
 class SlicePartialDoFn(_PartialDoFn):
     """Partials of slices, with the time stamp of the slice's last millisecond."""
 
+    def setup(self) -> None:
+        super().setup()
+        self._unmerged = 0
+
     def _starts(self, times: Times) -> Times:
         return self._window.slice_starts(times)  # type: ignore[no-any-return]
 
@@ -190,7 +198,14 @@ class SlicePartialDoFn(_PartialDoFn):
         return self._partials.of_events(events, starts)
 
     def _together(self, partials: list[pa.RecordBatch]) -> pa.RecordBatch:
-        return self._partials.merge(partials)
+        if self._unmerged and self._metric.limit is None:
+            self._unmerged -= 1
+            return concatenated(partials)
+        merged = self._partials.merge(partials)
+        rows = sum(partial.num_rows for partial in partials)
+        if rows >= _MANY_ROWS and merged.num_rows > _MOST_SHARE * rows:
+            self._unmerged = _UNMERGED
+        return merged
 
     def _moment(self, start: int) -> Timestamp:
         return Timestamp(micros=int(self._window.slice_ends(np.array([start]))[0]) - _MS)
