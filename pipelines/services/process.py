@@ -23,6 +23,8 @@ HOST = "127.0.0.1"
 BELOW_EPHEMERAL = range(15_000, 32_000)
 GUARD = Path(__file__).with_name("guard.py")
 POLL_S = 0.05
+KILL_POLL_S = 0.005
+DIES_WITHIN_S = 5.0
 TAIL_LINES = 15
 
 
@@ -215,5 +217,17 @@ def stop_group(pid: int, grace_s: float, gone: Callable[[], bool]) -> None:
         deadline = time.monotonic() + grace_s
         while not gone() and time.monotonic() < deadline:
             time.sleep(POLL_S)
+    kill_group(pid, gone)
+
+
+def kill_group(pid: int, gone: Callable[[], bool]) -> None:
+    """SIGKILL to the process group led by `pid`, and a wait until none of it is left: its leader may be gone before what that started.
+
+    The wait is bounded: a process whose ends nobody collects stays in its group. `gone` collects the leader, if that is a child of ours.
+    """
+    deadline = time.monotonic() + DIES_WITHIN_S
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
+        while time.monotonic() < deadline:
+            os.killpg(pid, signal.SIGKILL)
+            gone()
+            time.sleep(KILL_POLL_S)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +11,10 @@ from typing import Any
 import psutil
 
 from streamgauge.pipelines.services.kafka import KafkaServer
+from streamgauge.pipelines.services.process import kill_group
 from streamgauge.pipelines.services.questdb import QuestDbServer
 from tests.faults.proxy import Cut
 from tests.faults.target import Scene
-
-_DIES_WITHIN_S = 10.0
 
 Undo = Callable[[], str]
 """Undoes a fault and says how."""
@@ -146,10 +142,7 @@ def _restart(name: str, server_of: Callable[[Scene], KafkaServer | QuestDbServer
         pid = server.pid
         if pid is None or not server.running:
             raise NotNow
-        os.killpg(pid, signal.SIGKILL)
-        deadline = time.monotonic() + _DIES_WITHIN_S
-        while server.running and time.monotonic() < deadline:
-            time.sleep(0.01)
+        kill_group(pid, lambda: not server.running)
 
         def undo() -> str:
             server.start()
