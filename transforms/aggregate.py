@@ -34,7 +34,6 @@ from streamgauge.transforms.dead_letter import ErrorHandling
 from streamgauge.transforms.merge import MergeDoFn, Results
 from streamgauge.transforms.options import StreamgaugeOptions
 from streamgauge.transforms.partials import RESULT_COLUMNS, Metric
-from streamgauge.transforms.record import DEAD_LETTERS
 from streamgauge.transforms.reduce import SessionPartialDoFn, SlicePartialDoFn, Stored, late_schema
 from streamgauge.transforms.replay import ReplayPoint
 from streamgauge.transforms.results import BEYOND, ResultRows
@@ -45,7 +44,7 @@ from streamgauge.transforms.stable_ids import full_label, own_timers
 from streamgauge.transforms.state_layout import earlier_partials
 from streamgauge.transforms.windows import WINDOWS
 from streamgauge.transforms.windows.base import Window, is_session, is_sliced
-from streamgauge.transforms.write import WriteResults
+from streamgauge.transforms.write import keep_dead_letters
 
 _MS = MICROSECONDS["ms"]
 
@@ -153,7 +152,7 @@ class AggregateWindows(beam.PTransform):  # type: ignore[misc]
             if options.error_handling is not None:
                 outputs[options.error_handling.output] = letters
             else:
-                _ = letters | "DeadLetters" >> WriteResults(to={"parquet": {"path": f"{given.record_folder or 'streamgauge-job'}/{DEAD_LETTERS}"}})
+                _ = letters | "DeadLetters" >> keep_dead_letters(given.record_folder)
         return outputs if len(outputs) > 1 else results
 
 

@@ -10,8 +10,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from streamgauge.transforms.arrays import is_text, number_bits, plain, text_of, validity
 from streamgauge.transforms.formats.compiled import I64, U64, kernel
-from streamgauge.transforms.hashing import hash_rows, is_hashable, mix, number_bits, plain, text_of, validity
+from streamgauge.transforms.hashing import hash_rows, is_hashable, mix
 
 _Numbers = npt.NDArray[np.int64]
 _Hashes = npt.NDArray[np.uint64]
@@ -120,7 +121,7 @@ def _are_equal(column: pa.Array, groups: Groups) -> bool:
     array, valid = plain(column), validity(column)
     # The first rows put together: they stay in the processor's cache where the rows would not.
     first = array.take(pa.array(groups.first))
-    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+    if is_text(array.type):
         return bool(_equal_texts(*text_of(array), valid, *text_of(first), validity(first), groups.ids))
     return bool(_equal_numbers(number_bits(array), valid, number_bits(first), validity(first), groups.ids))
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import count
-from typing import TypeVar
 
 import mmh3
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 from apache_beam import coders
 
+from streamgauge.transforms.arrays import is_text, number_bits, plain, text_of, validity
 from streamgauge.transforms.formats.compiled import U64, compiled, kernel
 
 MAX_PARALLELISM = 128
@@ -25,7 +24,6 @@ MAX_PARALLELISM = 128
 _PRIME = 0x100000001B3
 _NULL = 0x9E3779B97F4A7C15
 _Hashes = npt.NDArray[np.uint64]
-_Number = TypeVar("_Number", bound=np.generic)
 
 
 def hash_rows(columns: list[pa.Array], rows: int) -> _Hashes:
@@ -37,7 +35,7 @@ def hash_rows(columns: list[pa.Array], rows: int) -> _Hashes:
     total = np.zeros(rows, np.uint64)
     for column in columns:
         array, valid = plain(column), validity(column)
-        if _is_text(array.type):
+        if is_text(array.type):
             _add_texts(total, *text_of(array), valid)
         else:
             _add_numbers(total, number_bits(array), valid)
@@ -47,47 +45,7 @@ def hash_rows(columns: list[pa.Array], rows: int) -> _Hashes:
 def is_hashable(kind: pa.DataType) -> bool:
     """Whether ``hash_rows`` takes columns of this type."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return _is_text(kind) or any(test(kind) for test in (pa.types.is_boolean, pa.types.is_integer, pa.types.is_date32, pa.types.is_timestamp))
-
-
-def plain(array: pa.Array) -> pa.Array:
-    """The same without a dictionary."""
-    return array.cast(array.type.value_type) if pa.types.is_dictionary(array.type) else array
-
-
-def validity(array: pa.Array) -> npt.NDArray[np.uint8]:
-    """One byte a row; nothing when all rows have a value. Read-only."""
-    return _fixed(np.asarray(pc.is_valid(array)).view(np.uint8) if array.null_count else np.empty(0, np.uint8))
-
-
-def number_bits(array: pa.Array) -> _Hashes:
-    """64 bits that tell values apart; of nulls anything. Read-only."""
-    if pa.types.is_boolean(array.type) or pa.types.is_date32(array.type):
-        array = array.cast(pa.int32())
-    if not pa.types.is_uint64(array.type):
-        array = array.cast(pa.int64())
-    data = array.buffers()[1]
-    return _fixed(np.frombuffer(data, np.uint64, len(array), array.offset * 8) if len(array) else np.empty(0, np.uint64))
-
-
-def text_of(array: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-    """(edges, UTF-8 bytes): the i-th string is between edges i and i + 1. Read-only."""
-    wide = array.cast(pa.large_string())
-    _, edges, data = wide.buffers()
-    if not len(wide):
-        return _fixed(np.zeros(1, np.int64)), _fixed(np.empty(0, np.uint8))
-    return _fixed(np.frombuffer(edges, np.int64, len(wide) + 1, wide.offset * 8)), _fixed(np.frombuffer(data or b"", np.uint8))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _fixed(array: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
-    """A view that cannot be written, as Arrow's memory mostly is: a kernel would be compiled once more for arrays that can."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
+    return is_text(kind) or any(test(kind) for test in (pa.types.is_boolean, pa.types.is_integer, pa.types.is_date32, pa.types.is_timestamp))
 
 
 @compiled

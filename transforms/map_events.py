@@ -26,10 +26,10 @@ from streamgauge.transforms.map_python import Python, PythonOptions
 from streamgauge.transforms.map_steps import Explode, Fields, Mapped, MapStep, RowFailed, Select, Where
 from streamgauge.transforms.options import StreamgaugeOptions
 from streamgauge.transforms.read import MAX_BATCH_EVENTS
-from streamgauge.transforms.record import DEAD_LETTERS, JobRecord
+from streamgauge.transforms.record import JobRecord
 from streamgauge.transforms.sinks.row_json import json_rows
 from streamgauge.transforms.stable_ids import full_label
-from streamgauge.transforms.write import WriteResults
+from streamgauge.transforms.write import keep_dead_letters
 
 
 class ExplodeOptions(Config):
@@ -98,7 +98,7 @@ class MapEvents(beam.PTransform):  # type: ignore[misc]
         made.events.element_type = BatchType(steps[-1].schema)
         made.rejected.element_type = BatchType(DEAD_LETTER_SCHEMA)
         if self.options.error_handling is None:
-            _ = made.rejected | "DeadLetters" >> WriteResults(to={"parquet": {"path": f"{folder or 'streamgauge-job'}/{DEAD_LETTERS}"}})
+            _ = made.rejected | "DeadLetters" >> keep_dead_letters(folder)
             return made.events
         return {"events": made.events, self.options.error_handling.output: made.rejected}
 

@@ -31,7 +31,7 @@ from streamgauge.transforms.formats.base import Format, Parsed
 from streamgauge.transforms.options import StreamgaugeOptions
 from streamgauge.transforms.position_index import Indexes, PositionIndex
 from streamgauge.transforms.readers import OpenReader, OpenReaders
-from streamgauge.transforms.record import DEAD_LETTERS, JobRecord
+from streamgauge.transforms.record import JobRecord
 from streamgauge.transforms.replay import ReplayPoint
 from streamgauge.transforms.restriction import FINISHED, UNBOUNDED, Positions, PositionsCoder, PositionsTracker
 from streamgauge.transforms.sources import CONNECTORS
@@ -39,7 +39,7 @@ from streamgauge.transforms.sources.base import Connector, RawBatch, Split
 from streamgauge.transforms.splits import DiscoverSplits, ListSplits, SplitElement, split_of
 from streamgauge.transforms.stable_ids import use_stable_ids
 from streamgauge.transforms.watermark import SplitWatermark
-from streamgauge.transforms.write import WriteResults
+from streamgauge.transforms.write import keep_dead_letters
 
 MAX_BATCH_EVENTS = 16_384
 MAX_BATCH_BYTES = 4 * 2**20
@@ -101,7 +101,7 @@ class ReadEvents(beam.PTransform):  # type: ignore[misc]
         outputs.events.element_type = BatchType(self.schema)
         outputs.rejected.element_type = BatchType(DEAD_LETTER_SCHEMA)
         if self.options.error_handling is None:
-            _ = outputs.rejected | "DeadLetters" >> WriteResults(to={"parquet": {"path": f"{folder or 'streamgauge-job'}/{DEAD_LETTERS}"}})
+            _ = outputs.rejected | "DeadLetters" >> keep_dead_letters(folder)
             return outputs.events
         return {"events": outputs.events, self.options.error_handling.output: outputs.rejected}
 

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from streamgauge.transforms.arrays import validity
 from streamgauge.transforms.formats.compiled import kernel
 from streamgauge.transforms.groups import Groups
-from streamgauge.transforms.hashing import validity
 
 _Longs = npt.NDArray[np.int64]
 _Values = npt.NDArray[Any]

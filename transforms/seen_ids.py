@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from streamgauge.transforms.batch import BatchCodec
 from streamgauge.transforms.config import MICROSECONDS
 from streamgauge.transforms.formats.compiled import I64, U64, Bytes, compiled, kernel
+from streamgauge.transforms.hashing import mix
 
 NEW, DUPLICATE, UNJUDGED, NO_ID = 0, 1, 2, 3
 """What a row is: the first of its id within the horizon, one that follows it, too old to tell, without an id."""
@@ -217,14 +218,6 @@ def hashes_of(ids: Ids) -> Hashes:
 # Kernels: sequential by nature, since a row may be a duplicate of the one before it
 
 
-@compiled
-def _mix(value: int) -> int:
-    """Finaliser of SplitMix64 (Steele, Lea and Flood, 2014)."""
-    value = (value ^ (value >> U64(30))) * U64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> U64(27))) * U64(0x94D049BB133111EB)
-    return value ^ (value >> U64(31))
-
-
 @kernel
 def _hash(ends: Longs, data: Bytes, hashes: Hashes) -> None:
     """Eight bytes at a time."""
@@ -233,8 +226,8 @@ def _hash(ends: Longs, data: Bytes, hashes: Hashes) -> None:
         for p in range(ends[i], ends[i + 1]):
             word = (word << U64(8)) | U64(data[p])
             if (p - ends[i]) % 8 == 7:
-                value, word = _mix(value ^ word), U64(0)
-        hashes[i] = _mix(value ^ word)
+                value, word = mix(value ^ word), U64(0)
+        hashes[i] = mix(value ^ word)
 
 
 @kernel
@@ -270,7 +263,7 @@ def _put_numbers(data: Bytes, places: Longs, values: Longs, valid: npt.NDArray[n
 @compiled
 def _slot(hashed: int, bucket: int, slots: Slots) -> int:
     """Where the search for an id in a bucket of time begins."""
-    return I64(_mix(hashed ^ _mix(U64(bucket))) & U64(len(slots) - 1))
+    return I64(mix(hashed ^ mix(U64(bucket))) & U64(len(slots) - 1))
 
 
 @compiled

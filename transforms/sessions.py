@@ -17,6 +17,7 @@ from apache_beam.utils.shared import Shared
 from apache_beam.utils.timestamp import Timestamp
 
 from streamgauge.transforms.config import MICROSECONDS
+from streamgauge.transforms.merge import next_emission
 from streamgauge.transforms.partials import Metric, Partials
 from streamgauge.transforms.session_table import FOREVER, SessionTable
 from streamgauge.transforms.windows.session import Session
@@ -133,9 +134,7 @@ class SessionDoFn(beam.DoFn):  # type: ignore[misc]
             # At the end of the input nobody waits for timers that timers have set: this one tells all that is left.
             end.set(_LAST, dynamic_timer_tag="last")
         if key not in self._armed and self._emit_every is not None:
-            now = Timestamp.now().micros
-            # Multiples of the period: setting it again within one period moves nothing.
-            emit.set(Timestamp(micros=(now // self._emit_every + 1) * self._emit_every if self._emit_every else now))
+            emit.set(next_emission(self._emit_every))
         self._armed.add(key)
         known.appended += pieces.num_rows + RECORD_COST
         if known.appended >= max(COMPACT_AFTER, known.rows):

@@ -68,8 +68,13 @@ class WriteResults(beam.PTransform):  # type: ignore[misc]
         if self.options.error_handling is not None:
             return {self.options.error_handling.output: rejected}
         if rows.element_type != rejected.element_type:
-            _ = rejected | "DeadLetters" >> WriteResults(to={"parquet": {"path": f"{folder or 'streamgauge-job'}/{DEAD_LETTERS}"}})
+            _ = rejected | "DeadLetters" >> keep_dead_letters(folder)
         return None
+
+
+def keep_dead_letters(record_folder: str | None) -> WriteResults:
+    """Where dead letters go that a job names no output for."""
+    return WriteResults(to={"parquet": {"path": f"{record_folder or 'streamgauge-job'}/{DEAD_LETTERS}"}})
 
 
 class _WriteDoFn(beam.DoFn):  # type: ignore[misc]

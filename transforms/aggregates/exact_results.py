@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from streamgauge.transforms.aggregates.exact_sum import NEGATIVE, POSITIVE, ZERO_LIMB, Exact, fixed
+from streamgauge.transforms.aggregates.exact_sum import NEGATIVE, POSITIVE, ZERO_LIMB, Exact
+from streamgauge.transforms.arrays import fixed
 from streamgauge.transforms.formats.compiled import I64, U64, compiled, kernel
 
 _LOW = 2**32 - 1

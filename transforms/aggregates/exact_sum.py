@@ -21,8 +21,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from streamgauge.transforms.arrays import fixed, validity
 from streamgauge.transforms.formats.compiled import I64, U64, compiled, kernel
 from streamgauge.transforms.groups import Groups
 
@@ -155,18 +155,6 @@ def _packed(cells: Longs, base: Longs, low: Words, high: Words, flags: Bits) -> 
     ends, words = np.zeros(len(low) + 1, np.int64), np.empty(len(cells) + len(low), np.int32)
     _write(cells, base, low, high, flags, ends, words)
     return Exact(ends, fixed(words[: ends[-1]]))
-
-
-def fixed(array: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
-    """A view that cannot be written, as some of Arrow's memory is: a kernel is compiled once more for arrays that can."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
-
-
-def validity(array: pa.Array) -> Bits:
-    """One byte a value, nothing when all are there."""
-    return fixed(np.asarray(pc.is_valid(array)).view(np.uint8) if array.null_count else np.empty(0, np.uint8))
 
 
 def longs(array: pa.Array) -> tuple[Longs, int]:

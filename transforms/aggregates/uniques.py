@@ -10,7 +10,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from streamgauge.transforms.arrays import is_text, plain, text_of
 from streamgauge.transforms.formats.compiled import I64, U64, Bytes, compiled, kernel
+from streamgauge.transforms.hashing import mix
 
 Hashes = npt.NDArray[np.uint64]
 Flags = npt.NDArray[np.bool_]
@@ -19,7 +21,7 @@ Longs = npt.NDArray[np.int64]
 
 def is_comparable(kind: pa.DataType) -> bool:
     """Whether the functions below take values of this type."""
-    return _is_text(kind) or bool(
+    return is_text(kind) or bool(
         pa.types.is_integer(kind) or pa.types.is_float32(kind) or pa.types.is_float64(kind) or pa.types.is_boolean(kind)
         or pa.types.is_date32(kind) or pa.types.is_timestamp(kind)
     )  # fmt: skip
@@ -27,9 +29,8 @@ def is_comparable(kind: pa.DataType) -> bool:
 
 def codes(array: pa.Array) -> Hashes:
     """A number for each value, equal where values are (-0.0 equals 0.0). Of this array only. There are no nulls."""
-    if pa.types.is_dictionary(array.type):
-        array = array.cast(array.type.value_type)
-    if _is_text(array.type):
+    array = plain(array)
+    if is_text(array.type):
         return np.asarray(array.dictionary_encode().indices).astype(np.uint64)
     return _bits(array)
 
@@ -43,13 +44,10 @@ def hashes_of(array: pa.Array) -> Hashes:
     True
     """
     hashes = np.empty(len(array), np.uint64)
-    if not _is_text(array.type):
+    if not is_text(array.type):
         _hash_bits(_bits(array), hashes)
         return hashes
-    wide = array.cast(pa.large_string())
-    _, offsets, data = wide.buffers()
-    ends = np.frombuffer(offsets, np.int64)[wide.offset : wide.offset + len(wide) + 1]
-    _hash_text(ends, np.empty(0, np.uint8) if data is None else np.frombuffer(data, np.uint8), hashes)
+    _hash_text(*text_of(array), hashes)
     return hashes
 
 
@@ -64,10 +62,6 @@ def distinct(values: Hashes, ids: Longs, count: int) -> tuple[Flags, Longs]:
     slots = np.full(1 << (2 * len(values)).bit_length(), -1, np.int32)
     _distinct(values, ids, slots, new, numbers)
     return new, numbers
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _bits(array: pa.Array) -> Hashes:
@@ -85,11 +79,8 @@ def _bits(array: pa.Array) -> Hashes:
 
 @compiled
 def _mix(value: int) -> int:
-    """Increment and finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014)."""
-    value = value + U64(0x9E3779B97F4A7C15)
-    value = (value ^ (value >> U64(30))) * U64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> U64(27))) * U64(0x94D049BB133111EB)
-    return value ^ (value >> U64(31))
+    """One step of SplitMix64: its increment and its finaliser."""
+    return mix(value + U64(0x9E3779B97F4A7C15))
 
 
 @kernel

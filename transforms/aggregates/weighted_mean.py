@@ -23,7 +23,8 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from streamgauge.transforms.aggregates.base import Filtered, Source, Where, numeric_field, values
-from streamgauge.transforms.aggregates.exact_sum import Bits, Longs, fixed, longs, validity
+from streamgauge.transforms.aggregates.exact_sum import Bits, Longs, longs
+from streamgauge.transforms.arrays import fixed, validity
 from streamgauge.transforms.batch import EVENT_TIME
 from streamgauge.transforms.config import Duration, format_duration
 from streamgauge.transforms.formats.compiled import I64, U64, compiled, kernel

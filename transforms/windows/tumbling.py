@@ -47,6 +47,8 @@ class Tumbling:
         return self._clock.instant(floor(self._clock.wall(event_times), self.slice_size, self.offset))
 
     def slice_ends(self, starts: Times) -> Times:
+        if self._clock.timezone is None:
+            return starts + self.slice_size
         return self._clock.instant(floor(self._clock.wall(starts), self.slice_size, self.offset) + self.slice_size)
 
     def last_ends(self, starts: Times) -> Times:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from streamgauge.transforms.aggregate import AggregateOptions, build_metric
 from streamgauge.transforms.batch import EVENT_TIME, EVENT_TIME_TYPE, POSITION, SPLIT, SPLIT_TYPE
 from streamgauge.transforms.partials import Partials
+from tests.transforms.aggregates.regrouped import merged_at_random
 
 Event = dict[str, Any]
 
@@ -58,18 +59,8 @@ class Algebra:
         stored: dict[int, list[pa.RecordBatch]] = {}
         for batch in self._batches(chance.sample(some, len(some)), chance):
             for _, shard, partial in partials.of_events(batch, np.zeros(batch.num_rows, np.int64)):
-                stored.setdefault(shard, []).append(self._stored(partial))
-        rows = []
-        for parts in stored.values():
-            while len(parts) > 1:
-                chance.shuffle(parts)
-                cut = chance.randint(2, len(parts))
-                parts = [self._stored(partials.merge(parts[:cut])), *parts[cut:]]
-            rows += partials.results(parts[0], 0, 1_000_000, final=True).to_pylist()
-        return {row["key"]: row for row in rows}
-
-    def _stored(self, partial: pa.RecordBatch) -> pa.RecordBatch:
-        return self.partials.codec.decode(self.partials.codec.encode(partial))
+                stored.setdefault(shard, []).append(partials.codec.decode(partials.codec.encode(partial)))
+        return {row["key"]: row for parts in stored.values() for row in merged_at_random(partials, parts, chance)}
 
     def _batches(self, some: Sequence[Event], chance: random.Random) -> Iterator[pa.RecordBatch]:
         first = 0

@@ -32,9 +32,14 @@ def results(aggregates: dict[str, Any], field: pa.DataType | pa.Schema, events: 
     for first, last in zip([0, *cuts], [*cuts, whole.num_rows], strict=True):
         batch = whole.slice(first, last - first)
         stored += [partial for _, _, partial in partials.of_events(batch, np.zeros(batch.num_rows, np.int64))] if batch.num_rows else []
-    while len(stored) > 1:
-        chance.shuffle(stored)
-        some = chance.randint(2, len(stored))
-        merged = partials.merge([partials.codec.decode(partials.codec.encode(partial)) for partial in stored[:some]])
-        stored = [merged, *stored[some:]]
-    return {row[KEY]: row for partial in stored for row in partials.results(partial, 0, 1_000_000, final=True).to_pylist()}
+    return {row[KEY]: row for row in merged_at_random(partials, stored, chance)}
+
+
+def merged_at_random(partials: Partials, parts: list[pa.RecordBatch], chance: random.Random) -> list[dict[str, Any]]:
+    """Result rows of a shard's partials, which are stored and merged as a random tree."""
+    while len(parts) > 1:
+        chance.shuffle(parts)
+        some = chance.randint(2, len(parts))
+        merged = partials.merge([partials.codec.decode(partials.codec.encode(part)) for part in parts[:some]])
+        parts = [merged, *parts[some:]]
+    return [row for part in parts for row in partials.results(part, 0, 1_000_000, final=True).to_pylist()]
