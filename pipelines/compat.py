@@ -3,7 +3,7 @@
 Exactness first: what is not known to be right is refused, with the way out. What Flink and Beam do with state was tried on a cluster:
 
 - Timers and state are found by the full name of their step. Another name is another step.
-- Changed lateness fails: the timers that clean up windows hold their old times, and Beam takes them for timers of the step (the job restarts for ever).
+- Changed lateness fails: how long a slice is kept is part of the name under which its state is found.
 - Sinks come and go freely: they keep no state.
 - An embedded Flink knows its sources by their number, in an order that nobody sees. One more, and an old one may begin again while the new one
   never does. It also takes a source for another one when the parallelism becomes 1, or was. On a cluster our own launcher names them.

@@ -63,7 +63,14 @@ class EmitOptions(Config):
 
 
 def _dimensions(value: object) -> object:
-    return {name: name for name in value} if isinstance(value, (list, tuple)) else value
+    if isinstance(value, str):
+        raise user_error(f"expected a list of fields, such as [{value}], or a mapping from result column to field; found '{value}'")
+    if not isinstance(value, (list, tuple)):
+        return value
+    twice = [name for place, name in enumerate(value) if name in value[:place]]
+    if twice:
+        raise user_error(f"'{twice[0]}' is there twice; name each dimension once")
+    return {name: name for name in value}
 
 
 Dimensions = Annotated[
@@ -165,7 +172,10 @@ class _Steps:
         self._lateness = options.lateness
         self._metric = metric
         self._window: Any = options.window.create()
-        self._emit_every = {"final": None, "on_change": 0}[options.emit] if isinstance(options.emit, str) else options.emit.every
+        # The FnApiRunner gives nothing before its input ends. It lets a timer of the clock wait for the time of its element, here a window's end: one in the future
+        # never comes, and fails the run.
+        early = {"final": None, "on_change": 0}[options.emit] if isinstance(options.emit, str) else options.emit.every
+        self._emit_every = early if keeps_time(runner) else None
         self._step = step
         self._earlier = earlier
         self._stored = stored
@@ -183,8 +193,9 @@ class _Steps:
             return partials | "Sessions" >> beam.ParDo(sessions), None
         rows = ResultRows(letters=self._letters)
         sliced = is_sliced(self._window)
-        merge = self._own(MergeDoFn)(self._metric, self._emit_every, self._earlier, Slices() if sliced else Results(rows))
-        slices = partials | "Slices" >> _IntoSlices(self._window, self._lateness).with_output_types(tuple[bytes, bytes])
+        kept = self._lateness + self._window.span
+        merge = self._own(MergeDoFn)(self._metric, self._emit_every, self._earlier, Slices() if sliced else Results(rows), kept)
+        slices = partials | "Slices" >> _IntoSlices(self._window, kept).with_output_types(tuple[bytes, bytes])
         if not sliced:
             return self._split(slices, "Merge", merge)
         merged = slices | "Merge" >> beam.ParDo(merge).with_output_types(tuple[bytes, bytes])
@@ -206,24 +217,28 @@ class _Steps:
 
 
 class _IntoSlices(beam.ParDo):  # type: ignore[misc]
-    """Puts each partial into its slice, as a window of Beam's. The runner takes them for fixed windows: it asks only when one ends."""
+    """Puts each partial into a window of Beam's that begins with its slice and ends when the slice can be forgotten, ``kept`` microseconds after its end.
 
-    def __init__(self, window: Window, lateness: int) -> None:
-        super().__init__(_SliceDoFn(window))
-        size = BeamDuration(micros=window.slice_size)
-        self._slices = Windowing(FixedWindows(size), allowed_lateness=BeamDuration(micros=lateness + window.span))
+    Not fixed windows with an allowed lateness: Flink's runner holds a stateful step's watermark at a window's end until its lateness has passed, and
+    windows of several slices would wait for that. The runner takes these for fixed windows: it asks only when one ends.
+    """
+
+    def __init__(self, window: Window, kept: int) -> None:
+        super().__init__(_SliceDoFn(window, kept))
+        self._slices = Windowing(FixedWindows(BeamDuration(micros=window.slice_size)))
 
     def get_windowing(self, inputs: Any) -> Windowing:
         return self._slices
 
 
 class _SliceDoFn(beam.DoFn):  # type: ignore[misc]
-    def __init__(self, window: Window) -> None:
+    def __init__(self, window: Window, kept: int) -> None:
         self._window = window
+        self._kept = kept
 
     def process(self, element: tuple[bytes, bytes], timestamp: Any = beam.DoFn.TimestampParam) -> Iterator[WindowedValue]:
         start = self._window.slice_starts(np.array([timestamp.micros]))
-        end = self._window.slice_ends(start)
+        end = self._window.slice_ends(start) + self._kept
         yield WindowedValue(element, timestamp, (IntervalWindow(Timestamp(micros=int(start[0])), Timestamp(micros=int(end[0]))),))
 
 
@@ -233,7 +248,7 @@ def build_metric(options: AggregateOptions, schema: pa.Schema) -> Metric:
     for name in options.by.values():
         if name not in fields:
             raise user_error(f"by '{name}': the schema has no such field{did_you_mean(name, fields)}; fields: {', '.join(fields)}")
-        if pa.types.is_floating(schema.field(name).type):
+        if pa.types.is_floating(schema.field(name).type) or pa.types.is_nested(schema.field(name).type):
             raise user_error(f"by '{name}': a {schema.field(name).type} cannot be a dimension; use a string, bool, integer, date or timestamp")
     names = [*RESULT_COLUMNS, *options.by, *options.aggregates]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -244,7 +259,7 @@ def build_metric(options: AggregateOptions, schema: pa.Schema) -> Metric:
     aggregates = {name: choice.registry.load(choice.name)(choice.options, schema) for name, choice in options.aggregates.items()}
     window = options.window.create()
     retold = options.emit != "final" or options.lateness > 0
-    return Metric(
+    metric = Metric(
         options.metric, dict(options.by), aggregates, schema, options.shards, window.key,
         withdraws=is_session(window) or (options.keys is not None and retold),
         extra=SESSION_STATE if is_session(window) else (),
@@ -252,3 +267,7 @@ def build_metric(options: AggregateOptions, schema: pa.Schema) -> Metric:
         disjoint=is_session(window),
         limit=None if options.keys is None else -(-options.keys.limit // options.shards),
     )  # fmt: skip
+    stored = sorted(set(options.by) & {column.name for column in metric.state})
+    if stored:
+        raise user_error(f"result column '{stored[0]}' is also a name in the state of an aggregate; name the dimension otherwise, as in by: {{name: '{options.by[stored[0]]}'}}")
+    return metric

@@ -81,6 +81,15 @@ class _Stored:
         return np.array([start for start, entry in self.entries.items() if _HEADER.unpack_from(entry)[2]], np.int64)
 
 
+@dataclass(frozen=True)
+class _Window:
+    """A window's merged slices; its bounds in microseconds."""
+
+    start: int
+    end: int
+    rows: pa.RecordBatch
+
+
 class CombineDoFn(beam.DoFn):  # type: ignore[misc]
     """(shard key, stored slice) in the global window -> result rows of windows of several slices.
 
@@ -100,6 +109,7 @@ class CombineDoFn(beam.DoFn):  # type: ignore[misc]
     SLICES = BagStateSpec("slices", BytesCoder())
     END = TimerSpec("window_end", TimeDomain.WATERMARK)
     EMIT = TimerSpec("window_emit", TimeDomain.REAL_TIME)
+    PROGRESS = TimerSpec("window_progress", TimeDomain.WATERMARK)
 
     def __init__(
         self, metric: Metric, window: SlicedWindow, lateness: int, emit_every: int | None, earlier: Sequence[pa.Schema] = (),
@@ -148,37 +158,55 @@ class CombineDoFn(beam.DoFn):  # type: ignore[misc]
         end: Any = beam.DoFn.TimerParam(END),
     ) -> Iterator[Any]:
         """The watermark passed the end of a window."""
-        self._progress.see(fired)
         window_end = fired.micros + _MS
         if window_end <= self._done.get(key, _NEVER):
             return
         stored = _Stored.of(list(slices.read()))
         # A slice that has ended tells that the watermark was there when it left the step before, with all that ended earlier.
         done = max(stored.done, window_end, int(self._window.slice_ends(stored.ended()).max(initial=_NEVER)))
+        self._progress.see(Timestamp(micros=done - _MS))
         closed = stored.done - self._lateness if self._forgets and stored.done != _NEVER else _NEVER
+        made = None
         for each in self._due(stored, closed, done):
-            yield from self._results(key, stored, each, final=True)
+            merged = self._merged(stored, each, made)
+            if merged is not None:
+                made = merged
+                yield from self._results(key, merged, final=True)
         self._done[key] = done
         self._set_next(end, stored, done)
         self._note_done(slices, stored, done)
 
     @on_timer(EMIT)
-    def periodic(self, key: bytes = beam.DoFn.KeyParam, slices: Any = beam.DoFn.StateParam(SLICES)) -> Iterator[Any]:
+    def periodic(
+        self, key: bytes = beam.DoFn.KeyParam, slices: Any = beam.DoFn.StateParam(SLICES), progress: Any = beam.DoFn.TimerParam(PROGRESS)
+    ) -> Iterator[Any]:
         """The result so far of the window that ends next."""
         stored = _Stored.of(list(slices.read()))
         open_slices = [start for start, entry in stored.entries.items() if not _HEADER.unpack_from(entry)[2]]
-        if open_slices:
-            yield from self._results(key, stored, self._first_end(max(open_slices)), final=False)
+        merged = self._merged(stored, self._first_end(max(open_slices))) if open_slices else None
+        if merged is not None:
+            self._progress.ask(progress, max(open_slices), merged.end)
+            yield from self._results(key, merged, final=False)
         self._tidy(slices, stored, list(stored.entries))
 
-    def _results(self, key: bytes, stored: _Stored, window_end: int, *, final: bool) -> Iterator[Any]:
-        window_start = self._window.start_of(window_end)
-        if self._cutoff is not None and window_start < self._cutoff:
-            return
-        parts = [self._partials.decode(entry[_HEADER.size :]) for start, entry in stored.entries.items() if window_start <= start < window_end]
-        if parts:
-            merged = self._partials.merge(parts)
-            yield from self._rows.of(key, self._partials, merged, window_start, window_end, final=final, watermark=self._progress.watermark)
+    @on_timer(PROGRESS)
+    def progressed(self, fired: Any = beam.DoFn.TimestampParam) -> None:
+        """The watermark passed a moment within a window."""
+        self._progress.see(fired)
+
+    def _merged(self, stored: _Stored, end: int, made: _Window | None = None) -> _Window | None:
+        """The window with this end, None if it has no slices. ``made``: an earlier one; if both start together, only what came since is merged."""
+        start = self._window.start_of(end)
+        if self._cutoff is not None and start < self._cutoff:
+            return None
+        earlier = made if made is not None and made.start == start else None
+        since = earlier.end if earlier else start
+        parts = [self._partials.decode(entry[_HEADER.size :]) for begin, entry in stored.entries.items() if since <= begin < end]
+        parts += [earlier.rows] if earlier else []
+        return _Window(start, end, self._partials.merge(parts)) if parts else None
+
+    def _results(self, key: bytes, made: _Window, *, final: bool) -> Iterator[Any]:
+        return self._rows.of(key, self._partials, made.rows, made.start, made.end, final=final, watermark=self._progress.watermark)
 
     def _due(self, stored: _Stored, closed: int, done: int) -> Iterator[int]:
         """Ends of the windows to be made: not made before, or with a slice that is new since."""

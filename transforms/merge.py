@@ -13,6 +13,7 @@ from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 
+from streamgauge.transforms.config import MICROSECONDS
 from streamgauge.transforms.partials import Metric, Partials
 from streamgauge.transforms.results import ResultRows
 
@@ -22,8 +23,13 @@ COMPACT_AFTER = 64
 COMPACT_BEYOND = 8
 """A result leaves so many partials as they are: each distinct bag that a bundle changes costs a round trip at its end."""
 
+_STEPS = 60
+"""A window's early rows tell how far event time has come to a part of the window as small as this, or a second."""
+
+_MS = MICROSECONDS["ms"]
+
 NEW, SHOWN, FINAL = b"\x00", b"\x01", b"\x02"
-"""First byte of a stored partial: what no result has yet, what an early result had, what a final one had."""
+"""Last byte of a stored partial: what no result has yet, what an early result had, what a final one had."""
 
 
 @dataclass(frozen=True)
@@ -68,26 +74,31 @@ class Results:
 
 
 class MergeDoFn(beam.DoFn):  # type: ignore[misc]
-    """(shard key, encoded partial) in windows of one slice -> what ``output`` makes of the merged slice.
+    """(shard key, encoded partial) in windows that begin with a slice -> what ``output`` makes of the merged slice.
 
     State is a bag of encoded partials; adding one reads nothing. Timers read: ``end`` at the slice's last moment (again for every
     late partial, at the watermark's next step) and ``emit`` every so often in between. Beam clears a slice's state
-    when the watermark passes its end plus the lateness; nothing later comes here, see aggregate.py.
+    when the watermark passes the window's end; nothing later comes here, see aggregate.py.
 
     Args:
         emit_every: microseconds of processing time between early results; 0: at every change; None: no early results.
         earlier: see Partials.
+        kept: how long a window lasts after the end of its slice, microseconds.
     """
 
     PARTIALS = BagStateSpec("partials", BytesCoder())
     END = TimerSpec("end", TimeDomain.WATERMARK)
     EMIT = TimerSpec("emit", TimeDomain.REAL_TIME)
+    PROGRESS = TimerSpec("progress", TimeDomain.WATERMARK)
 
-    def __init__(self, metric: Metric, emit_every: int | None, earlier: Sequence[pa.Schema] = (), output: Output | None = None) -> None:
+    def __init__(
+        self, metric: Metric, emit_every: int | None, earlier: Sequence[pa.Schema] = (), output: Output | None = None, kept: int = 0
+    ) -> None:
         self._metric = metric
         self._earlier = earlier
         self._emit_every = emit_every
         self._output = output or Results()
+        self._kept = kept
         self._appended: dict[tuple[bytes, int], int] = {}
         self._armed: set[tuple[bytes, int]] = set()
         self._progress = Progress()
@@ -108,11 +119,11 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
         emit: Any = beam.DoFn.TimerParam(EMIT),
     ) -> None:
         shard, partial = element
-        partials.add(NEW + partial)
+        partials.add(partial + NEW)
         key = (shard, window.start.micros)
         if key not in self._armed:
             self._armed.add(key)
-            end.set(window.max_timestamp())
+            end.set(Timestamp(micros=self._end(window) - _MS))
             if self._emit_every is not None:
                 emit.set(next_emission(self._emit_every))
         appended = self._appended.get(key, 0) + 1
@@ -139,30 +150,45 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
 
     @on_timer(EMIT)
     def periodic(
-        self, key: bytes = beam.DoFn.KeyParam, window: Any = beam.DoFn.WindowParam, partials: Any = beam.DoFn.StateParam(PARTIALS)
+        self,
+        key: bytes = beam.DoFn.KeyParam,
+        window: Any = beam.DoFn.WindowParam,
+        partials: Any = beam.DoFn.StateParam(PARTIALS),
+        progress: Any = beam.DoFn.TimerParam(PROGRESS),
     ) -> Iterator[Any]:
         """The result so far."""
         self._forget(key, window)
+        self._progress.ask(progress, window.start.micros, self._end(window))
         yield from self._emit(key, partials, window, final=False)
+
+    @on_timer(PROGRESS)
+    def progressed(self, fired: Any = beam.DoFn.TimestampParam) -> None:
+        """The watermark passed a moment within a window."""
+        self._progress.see(fired)
 
     def _emit(self, key: bytes, partials: Any, window: Any, *, final: bool) -> Iterator[Any]:
         stored = list(partials.read())
-        new = [data for data in stored if data[:1] == NEW]
-        was_final = any(data[:1] == FINAL for data in stored)
+        new = [data for data in stored if data[-1:] == NEW]
+        was_final = any(data[-1:] == FINAL for data in stored)
         if not stored or (not new and (was_final or not final)):
             return
-        old = [data for data in stored if data[:1] != NEW]
+        old = [data for data in stored if data[-1:] != NEW]
         rows, changed, gone = self._partials.merge_changed(self._decode(old), self._decode(new))
         final = final or was_final
         # A rewrite costs more than the next reader saves on a few partials; only where rows can be withdrawn, and for a periodic result, it matters what was told.
         if len(stored) > COMPACT_BEYOND or self._emit_every is not None or self._metric.withdraws:
             partials.clear()
-            partials.add((FINAL if final else SHOWN) + self._partials.codec.encode(rows))
+            partials.add(self._partials.codec.encode(rows) + (FINAL if final else SHOWN))
         whole = (final and not was_final) or bool(changed.all())
         merged = Merged(
-            rows, rows if whole else rows.filter(pa.array(changed)), gone, window.start.micros, window.end.micros, final, self._progress.watermark
+            rows, rows if whole else rows.filter(pa.array(changed)), gone, window.start.micros, self._end(window), final, self._progress.watermark
         )  # fmt: skip
         yield from self._output.of(key, self._partials, merged)
+
+    def _end(self, window: Any) -> int:
+        """Of the slice, microseconds."""
+        end: int = window.end.micros - self._kept
+        return end
 
     def _forget(self, key: bytes, window: Any) -> None:
         self._armed.discard((key, window.start.micros))
@@ -171,15 +197,16 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
     def _compact(self, partials: Any) -> None:
         """New partials become one; what results had stays apart, for they tell what changed."""
         stored = list(partials.read())
-        new = self._partials.merge(self._decode([data for data in stored if data[:1] == NEW]))
+        new = self._partials.merge(self._decode([data for data in stored if data[-1:] == NEW]))
         partials.clear()
         for data in stored:
-            if data[:1] != NEW:
+            if data[-1:] != NEW:
                 partials.add(data)
-        partials.add(NEW + self._partials.codec.encode(new))
+        partials.add(self._partials.codec.encode(new) + NEW)
 
     def _decode(self, stored: Sequence[bytes]) -> list[pa.RecordBatch]:
-        return [self._partials.decode(data[1:]) for data in stored]
+        # What is behind an encoded partial is not read: no copy is made without it.
+        return [self._partials.decode(data) for data in stored]
 
 
 class Progress:
@@ -192,6 +219,13 @@ class Progress:
         """An event-time timer for this moment fired."""
         if fired > MIN_TIMESTAMP and (self.watermark is None or fired.micros > self.watermark):
             self.watermark = fired.micros
+
+    def ask(self, timer: Any, start: int, end: int) -> None:
+        """Sets a timer that tells more: at the start of what is open, or where that is known to have passed, a step behind what is known."""
+        step = max(MICROSECONDS["s"], (end - start) // _STEPS)
+        moment = start if self.watermark is None else max(start, (self.watermark // step + 1) * step)
+        if moment < end - _MS:
+            timer.set(Timestamp(micros=moment))
 
 
 def next_emission(every: int) -> Timestamp:

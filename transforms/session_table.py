@@ -212,7 +212,8 @@ class SessionTable:
                 concatenated([current, withdrawn]),
                 np.concatenate([s.start[show], s.told_start[gone]]), np.concatenate([s.end[show], s.told_end[gone]]),
                 final=np.concatenate([final[show], np.ones(int(gone.sum()), np.bool_)]),
-                watermark=passed if NEVER < passed < FOREVER else None,
+                # At the end of the input it has passed everything: what is known then is that it has passed these.
+                watermark=None if passed <= NEVER else min(passed, int(s.end[show].max()) if passed >= FOREVER else passed),
                 revision=s.revision[np.concatenate([np.flatnonzero(show), s.owner[gone]])],
                 withdrawn=np.concatenate([np.zeros(int(show.sum()), np.bool_), np.ones(int(gone.sum()), np.bool_)]),
             )  # fmt: skip

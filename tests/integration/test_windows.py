@@ -188,6 +188,34 @@ def test_killed_and_resumed(tmp_path: Path, emit: str) -> None:
     check(tmp_path, made)
 
 
+PACED = """
+pipeline:
+  type: chain
+  transforms:
+    - type: ReadEvents
+      config:
+        from: {generator: {rate: 2000, event_rate: 2000, events: 20000, keys: 20, seed: 1}}
+        format: {json: {schema: {ts: "timestamp[ms]", metric: string, value: double}}}
+        time: {field: ts, disorder: 200ms}
+    - type: AggregateWindows
+      config: {metric: m, window: {sliding: {size: 8s, every: 2s}}, by: {series: metric}, aggregates: {n: count}, lateness: 1m, shards: 1}
+    - type: WriteResults
+      config: {to: {sqlite: {path: out.db, table: m}}}
+options: {streaming: true}
+"""
+
+
+def test_final_rows_of_sliding_windows_wait_for_nothing_but_their_end(tmp_path: Path) -> None:
+    """Events come in step with the clock; the watermark that a row tells is that of its window's end, not of a later one's."""
+    (tmp_path / "m.yaml").write_text(PACED)
+    with Command(tmp_path, "run", "m.yaml") as command:
+        assert command.wait(100) == 0, command.err
+    rows = stored(tmp_path / "out.db", "SELECT DISTINCT window_end, watermark FROM m WHERE final ORDER BY 1")
+    on_time = [end for end, watermark in rows if moment(watermark) == moment(end) - 1000]
+    # The end of the input closes three more.
+    assert len(rows) == 8 and len(on_time) >= 3, rows
+
+
 def test_a_late_event_joins_two_sessions(tmp_path: Path) -> None:
     """The row of the second one is withdrawn: the view does not show it any more, the table keeps the mark."""
     write_job(tmp_path, "final", follow=True)

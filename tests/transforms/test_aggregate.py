@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamgauge.transforms import AggregateWindows
+from streamgauge.transforms.aggregate import AggregateOptions, build_metric
 from streamgauge.transforms.batch import EVENT_TIME, EVENT_TIME_TYPE, POSITION, SPLIT, SPLIT_TYPE, BatchType, with_disorder
 from streamgauge.transforms.reduce import Stored
 from streamgauge.transforms.replay import ReplayPoint
@@ -50,7 +51,7 @@ def run(events: list[Event], cuts: list[int], disorder: int, **options: Any) -> 
         batches = pipeline | beam.Create(range(len(elements)), reshuffle=False) | beam.Map(elements.__getitem__)
         batches.element_type = BatchType(schema)
         outputs = batches | AggregateWindows(
-            metric="m", window={"tumbling": "100ms"}, by=["key"], aggregates={"total": {"sum": "value"}}, late=True, **options
+            **{"metric": "m", "window": {"tumbling": "100ms"}, "by": ["key"], "aggregates": {"total": {"sum": "value"}}, "late": True, **options}
         )
         _ = outputs["results"] | results
         _ = outputs["late"] | late
@@ -85,10 +86,20 @@ def test_every_event_is_in_one_result_or_late(events: list[Event], cuts: list[in
     assert all(row["final"] and row["revision"] == row["events"] and row["metric"] == "m" for row in found)
 
 
+@pytest.mark.parametrize("emit", ["on_change", {"every": "1s"}])
+@pytest.mark.parametrize("window", ["global", {"tumbling": "36500d"}, {"sliding": {"size": "36500d", "every": "18250d"}}, {"session": "3000d"}])
+def test_a_window_that_ends_in_the_future_is_final_when_the_input_ends(window: Any, emit: Any) -> None:
+    now = int(Timestamp.now().micros) if "session" in window else 0
+    rows, late = run([(now, "a", 1), (now + 5, "a", 2)], [1], 0, window=window, emit=emit)
+    assert rows and not late
+    assert {(row["total"], row["events"], row["final"]) for row in rows} == {(3, 2, True)}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"by": ["kee"]}, "did you mean 'key'"),
+        ({"by": ["list"]}, "by 'list': a list<item: int64> cannot be a dimension"),
         ({"aggregates": {"x": {"sum": "key"}}}, "needs a number; field 'key' is string"),
         ({"aggregates": {"key": "count"}}, "'key' is there twice"),
         ({"aggregates": {"events": "count"}}, "'events' is there twice"),
@@ -103,7 +114,7 @@ def test_a_mistake_is_told_before_anything_runs(options: dict[str, Any], message
     good: dict[str, Any] = {"by": ["key"], "aggregates": {"n": "count"}}
     pipeline = beam.Pipeline(runner=FnApiRunner())
     batches = pipeline | beam.Create([1])
-    batches.element_type = BatchType(FIELDS)
+    batches.element_type = BatchType(FIELDS.append(pa.field("list", pa.list_(pa.int64()))))
     with pytest.raises(ValueError, match=message):
         _ = batches | AggregateWindows(metric="m", window={"tumbling": "1s"}, **{**good, **options})
 
@@ -123,3 +134,9 @@ def test_what_a_replay_leaves_as_it_is() -> None:
     assert [mask.tolist() for mask in found] == [[True, True, True, False], [True, False, False, False]]
     assert stored.closed(events, np.array([200, 300, 200, 200])) is None
     assert Stored.before(ReplayPoint({"a": 1}, {}), "b") is Stored.before(None, "a") is None
+
+
+def test_a_dimension_that_is_named_like_state_is_refused() -> None:
+    options = AggregateOptions(metric="m", window={"tumbling": "1s"}, by=["count(x)"], aggregates={"avg": {"mean": "x"}})
+    with pytest.raises(ValueError, match=r"'count\(x\)' is also a name in the state of an aggregate"):
+        build_metric(options, pa.schema([("count(x)", pa.string()), ("x", pa.int64())]))

@@ -123,7 +123,7 @@ def test_what_is_kept_does_not_grow_and_is_enough(lateness: int) -> None:
             for element in slices.of(b"0.0", partials, Merged(rows, rows, None, second * S, (second + 1) * S, final, None)):
                 dofn.process(element, bag, end, emit)
             if not final:
-                list(dofn.periodic(b"0.0", bag))
+                list(dofn.periodic(b"0.0", bag, Timers()))
         dofn.start_bundle()
         for tag in sorted((tag for tag, when in end.items() if when < (second + 1) * S), key=int):
             for batch in dofn.passed(b"0.0", Timestamp(micros=end.pop(tag)), bag, end):

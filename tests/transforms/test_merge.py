@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from apache_beam.utils.timestamp import Timestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamgauge.transforms.aggregate import AggregateOptions, build_metric
 from streamgauge.transforms.batch import SchemaMismatch
+from streamgauge.transforms.merge import Progress
 from streamgauge.transforms.partials import Metric, Partials
 
 SCHEMA = pa.schema([("host", pa.string()), ("up", pa.bool_()), ("x", pa.int32()), ("y", pa.float64())])
@@ -68,3 +70,34 @@ def test_other_dimensions_are_not_taken_for_these() -> None:
     before = Partials(metric(["n"], {"host": "host"}))
     with pytest.raises(SchemaMismatch, match="the job's fields or aggregates changed"):
         Partials(metric(["n"]), [before.metric.partial_schema]).decode(stored(before, [{"host": "a", "up": True, "x": 1, "y": 1.0}])[0])
+
+
+class Asked:
+    """A timer of event time."""
+
+    moment: Timestamp
+
+    def set(self, moment: Timestamp) -> None:
+        self.moment = moment
+
+
+@pytest.mark.parametrize(("size", "passed"), [(10, [0, 1, 2, 3, 4]), (600, [0, 10, 20, 30, 40])])
+def test_early_results_ask_how_far_event_time_has_come(size: int, passed: list[int]) -> None:
+    """In steps of a second, or a sixtieth of the window; each answer is known to the next result."""
+    progress, timer, told = Progress(), Asked(), []
+    for _ in passed:
+        progress.ask(timer, 0, size * 1_000_000)
+        progress.see(timer.moment)
+        told.append(progress.watermark)
+    assert told == [moment * 1_000_000 for moment in passed]
+
+
+def test_what_is_known_of_the_watermark_never_goes_back() -> None:
+    progress, timer = Progress(), Asked()
+    for seconds in (5, 3, 7):
+        progress.see(Timestamp(seconds))
+    progress.ask(timer, 20_000_000, 30_000_000)
+    assert (progress.watermark, timer.moment) == (7_000_000, Timestamp(20))
+    progress.see(Timestamp(29.5))
+    progress.ask(timer, 20_000_000, 30_000_000)
+    assert timer.moment == Timestamp(20), "the end has a timer of its own"

@@ -90,6 +90,11 @@ def test_the_watermark_of_a_row() -> None:
     assert all(mark is not None and mark >= micros(row["window_end"]) - MS for (_, mark), row in zip(marks, rows, strict=True) if row["final"])
 
 
+def test_sessions_that_the_end_of_the_input_closes_tell_a_watermark() -> None:
+    rows, _ = streamed([at(1, 1), at(9, 1)], window={"session": "4s"})
+    assert {micros(row["window_end"]) // S: micros(row["watermark"]) // S for row in rows} == {5: 13, 13: 13}
+
+
 def test_global_has_results_on_the_way() -> None:
     rows, late = told([at(1, 1), "clock", 10 * S, at(100, 2), "clock"], window="global", emit="on_change")
     assert rows == [(0, 1, 1, False), (0, 3, 2, False), (0, 3, 2, True)]

@@ -59,7 +59,7 @@ def test_no_two_steps_share_a_timer() -> None:
     transforms = pipeline.to_runner_api().components.transforms.values()
     payloads = [beam_runner_api_pb2.ParDoPayload.FromString(each.spec.payload) for each in transforms if each.spec.urn == "beam:transform:pardo:v1"]
     timers = [name for payload in payloads for name in payload.timer_family_specs]
-    assert len(timers) == len(set(timers)) == 3 * STEPS
+    assert len(timers) == len(set(timers)) == 4 * STEPS
 
 
 def test_every_step_of_a_direct_run_emits(tmp_path: Path) -> None:
