@@ -16,7 +16,7 @@ from apache_beam.transforms.window import IntervalWindow
 from apache_beam.utils.timestamp import Timestamp
 
 from streamgauge.transforms.aggregate import AggregateOptions, build_metric
-from streamgauge.transforms.batch import EVENT_TIME, EVENT_TIME_TYPE
+from streamgauge.transforms.batch import EVENT_TIME, EVENT_TIME_TYPE, POSITION, SPLIT, SPLIT_TYPE
 from streamgauge.transforms.merge import MergeDoFn
 from streamgauge.transforms.read import MAX_BATCH_EVENTS
 from streamgauge.transforms.reduce import SessionPartialDoFn, SlicePartialDoFn
@@ -26,7 +26,8 @@ BATCHES_A_BUNDLE = 4
 METRICS = 20
 SECOND = 1_000_000
 SCHEMA = pa.schema([
-    pa.field(EVENT_TIME, EVENT_TIME_TYPE, nullable=False), pa.field("metric", pa.string()), pa.field("host", pa.string()), pa.field("value", pa.float64()),
+    pa.field(EVENT_TIME, EVENT_TIME_TYPE, nullable=False), pa.field(SPLIT, SPLIT_TYPE, nullable=False), pa.field(POSITION, pa.int64(), nullable=False),
+    pa.field("metric", pa.string()), pa.field("host", pa.string()), pa.field("value", pa.float64()),
 ])  # fmt: skip
 AGGREGATES = {"total": {"sum": "value"}, "lo": {"min": "value"}, "hi": {"max": "value"}}
 
@@ -176,7 +177,8 @@ def _batches(random: np.random.Generator, keys: int, events: int, times: Any) ->
         count = min(MAX_BATCH_EVENTS, events - first)
         key = random.integers(0, keys, count)
         stamps = pa.array(times(first, count)).cast(EVENT_TIME_TYPE)
-        columns = [stamps, metrics.take(pa.array(key % METRICS)), hosts.take(pa.array(key // METRICS)), pa.array(random.random(count) * 1000)]
+        split = pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int8)), pa.array(["0"]))
+        columns = [stamps, split, pa.array(np.arange(first, first + count)), metrics.take(pa.array(key % METRICS)), hosts.take(pa.array(key // METRICS)), pa.array(random.random(count) * 1000)]
         yield pa.record_batch(columns, schema=SCHEMA)
 
 

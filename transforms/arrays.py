@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+Edges = npt.NDArray[np.signedinteger[Any]]
 _Number = TypeVar("_Number", bound=np.generic)
 
 
@@ -32,13 +33,13 @@ def number_bits(array: pa.Array) -> npt.NDArray[np.uint64]:
     return fixed(np.frombuffer(data, np.uint64, len(array), array.offset * 8) if len(array) else np.empty(0, np.uint64))
 
 
-def text_of(array: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-    """(edges, UTF-8 bytes): the i-th string is between edges i and i + 1. Read-only."""
-    wide = array.cast(pa.large_string())
-    _, edges, data = wide.buffers()
-    if not len(wide):
-        return fixed(np.zeros(1, np.int64)), fixed(np.empty(0, np.uint8))
-    return fixed(np.frombuffer(edges, np.int64, len(wide) + 1, wide.offset * 8)), fixed(np.frombuffer(data or b"", np.uint8))
+def text_of(array: pa.Array) -> tuple[Edges, npt.NDArray[np.uint8]]:
+    """(edges, UTF-8 bytes): the i-th string is between edges i and i + 1, int32 or, of large strings, int64. Read-only."""
+    _, edges, data = array.buffers()
+    kind: type[np.signedinteger[Any]] = np.int64 if pa.types.is_large_string(array.type) else np.int32
+    if not len(array):
+        return fixed(np.zeros(1, kind)), fixed(np.empty(0, np.uint8))
+    return fixed(np.frombuffer(edges, kind, len(array) + 1, array.offset * kind().itemsize)), fixed(np.frombuffer(data or b"", np.uint8))
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streamgauge.transforms.arrays import is_text, number_bits, plain, text_of, validity
-from streamgauge.transforms.formats.compiled import I64, U64, kernel
+from streamgauge.transforms.arrays import Edges, is_text, number_bits, plain, text_of, validity
+from streamgauge.transforms.formats.compiled import I64, U64, WORD, compiled, kernel, pointer, word_at
 from streamgauge.transforms.hashing import hash_rows, is_hashable, mix
 
 _Numbers = npt.NDArray[np.int64]
@@ -154,8 +155,9 @@ def _number(hashes: _Hashes, slots: npt.NDArray[np.int32], ids: _Numbers, first:
 
 @kernel
 def _equal_texts(
-    edges: _Numbers, data: _Bytes, valid: _Bytes, first_edges: _Numbers, first_data: _Bytes, first_valid: _Bytes, ids: _Numbers
+    edges: Edges, data: _Bytes, valid: _Bytes, first_edges: Edges, first_data: _Bytes, first_valid: _Bytes, ids: _Numbers
 ) -> bool:
+    memory, first = pointer(data), pointer(first_data)
     for i in range(len(ids)):
         j = ids[i]
         here, there = len(valid) == 0 or valid[i] != 0, len(first_valid) == 0 or first_valid[j] != 0
@@ -163,16 +165,25 @@ def _equal_texts(
             return False
         if not here:
             continue
-        begin, other, length = edges[i], first_edges[j], edges[i + 1] - edges[i]
-        if first_edges[j + 1] - other != length:
-            return False
-        differ = U64(0)
-        # Without a way out at every byte: several are compared at once.
-        for k in range(length):
-            differ |= U64(data[begin + k] ^ first_data[other + k])
-        if differ:
+        begin, other, length = I64(edges[i]), I64(first_edges[j]), I64(edges[i + 1] - edges[i])
+        if first_edges[j + 1] - other != length or not same_text(memory, begin, first, other, length):
             return False
     return True
+
+
+@compiled
+def same_text(memory: Any, begin: int, others: Any, other: int, length: int) -> bool:
+    """Whether as many bytes from either place are equal."""
+    if length < WORD:
+        for k in range(length):  # noqa: SIM110
+            if memory[begin + k] != others[other + k]:
+                return False
+        return True
+    for k in range(0, length - WORD, WORD):
+        if word_at(memory, begin + k) != word_at(others, other + k):
+            return False
+    # The last eight may overlap those before.
+    return word_at(memory, begin + length - WORD) == word_at(others, other + length - WORD)
 
 
 @kernel

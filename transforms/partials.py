@@ -20,6 +20,7 @@ from streamgauge.transforms.aggregates.count import EVENTS
 from streamgauge.transforms.batch import EVENT_TIME_TYPE, FINGERPRINT_BYTES, BatchCodec
 from streamgauge.transforms.groups import Groups, group_rows
 from streamgauge.transforms.hashing import hash_rows
+from streamgauge.transforms.pieces import MANY_ROWS, RANGES, Ranged, pieces, ranges, side_by_side
 from streamgauge.transforms.reductions import reduced
 from streamgauge.transforms.rows import RowSpec
 
@@ -139,7 +140,7 @@ class Partials:
         hashes = hash_rows(columns, events.num_rows)
         groups = group_rows(columns, events.num_rows, hashes).split(slices)
         shards = self._shards(hashes)
-        order = np.lexsort((shards[groups.first], slices[groups.first]))
+        order = self._order(slices[groups.first], shards[groups.first], hashes[groups.first])
         # Groups are put in order before they are reduced: their numbers are cheaper to move than their rows.
         groups = groups.ordered(order)
         starts, shards, partial = slices[groups.first], shards[groups.first], self.reduce(events, groups)
@@ -168,11 +169,7 @@ class Partials:
 
     def merge(self, batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
         """One partial out of several of one slice and shard. At least one is given."""
-        if len(batches) == 1:
-            merged = batches[0]
-        else:
-            rows = concatenated(batches)
-            merged = self.merge_groups(rows, group_rows(self.keys(rows), rows.num_rows))
+        merged = batches[0] if len(batches) == 1 else concatenated([self.merge_groups(rows, groups) for rows, groups, _ in self._pieces(batches)])
         beyond = self._beyond(merged)
         return merged if beyond is None else self._shared(merged, beyond)
 
@@ -180,18 +177,42 @@ class Partials:
         self, old: Sequence[pa.RecordBatch], new: Sequence[pa.RecordBatch]
     ) -> tuple[pa.RecordBatch, npt.NDArray[np.bool_], pa.RecordBatch | None]:
         """What ``merge`` gives of both, which of its rows are not those of ``old`` alone, and rows of ``old`` whose keys went beyond the limit."""
-        rows = concatenated([*old, *new])
-        groups = group_rows(self.keys(rows), rows.num_rows)
-        edge = sum(batch.num_rows for batch in old)
-        changed, known = np.zeros(groups.count, np.bool_), np.zeros(groups.count, np.bool_)
-        known[groups.ids[:edge]] = True
-        changed[groups.ids[edge:]] = True
-        merged = self.merge_groups(rows, groups)
+        made, changes, knowns = [], [], []
+        for rows, groups, edge in self._pieces([*old, *new], len(old)):
+            changed, known = np.zeros(groups.count, np.bool_), np.zeros(groups.count, np.bool_)
+            known[groups.ids[:edge]] = True
+            changed[groups.ids[edge:]] = True
+            made.append(self.merge_groups(rows, groups))
+            changes.append(changed)
+            knowns.append(known)
+        merged, changed, known = concatenated(made), np.concatenate(changes), np.concatenate(knowns)
         beyond = self._beyond(merged)
         if beyond is None:
             return merged, changed, None
         gone = merged.filter(pa.array(beyond & known & ~_flags(merged)))
         return self._shared(merged, beyond), np.append(changed[~beyond], True), gone if gone.num_rows else None
+
+    def _pieces(self, batches: Sequence[pa.RecordBatch], old: int = 0) -> Iterator[tuple[pa.RecordBatch, Groups, int]]:
+        """All rows, those of one key in one piece; their groups; how many rows of the piece are of the first ``old`` batches.
+
+        Few rows are one piece.
+        """
+        total = sum(batch.num_rows for batch in batches)
+        if total < MANY_ROWS or self.metric.limit is not None or not self._keys:
+            rows = concatenated(batches)
+            yield rows, group_rows(self.keys(rows), total), sum(batch.num_rows for batch in batches[:old])
+            return
+        for some, hashes in pieces(self._ranged(batches)):
+            rows = concatenated(some)
+            if rows.num_rows:
+                yield rows, group_rows(self.keys(rows), rows.num_rows, hashes), sum(batch.num_rows for batch in some[:old])
+
+    def unmerged(self, batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+        """All rows of partials in one, as a merge takes them best."""
+        return concatenated(list(side_by_side(self._ranged(batches))))
+
+    def _ranged(self, batches: Sequence[pa.RecordBatch]) -> list[Ranged]:
+        return [Ranged.of(batch, hash_rows(self.keys(batch), batch.num_rows)) for batch in batches]
 
     def _beyond(self, merged: pa.RecordBatch) -> npt.NDArray[np.bool_] | None:
         """Rows of keys beyond the limit and the row that they share, None when all fit.
@@ -264,6 +285,14 @@ class Partials:
         if self.metric.others:
             columns.append(pc.if_else(merged.column(OTHER), pa.scalar(shard, pa.int32()), None))
         return pa.record_batch(columns, schema=self._result_schema)
+
+    @staticmethod
+    def _order(slices: npt.NDArray[np.int64], shards: npt.NDArray[np.int64], hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+        """The order of slices, shards, and ranges of the hash."""
+        # Numbers of 16 bits are sorted by radix.
+        order = np.argsort((shards * RANGES + ranges(hashes)).astype(np.uint16), kind="stable")
+        slices = slices[order]
+        return order[np.argsort(slices, kind="stable")] if (slices != slices[0]).any() else order
 
     def _shards(self, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         return (hashes % np.uint64(self.metric.shards)).astype(np.int64)

@@ -16,7 +16,7 @@ from apache_beam.transforms.window import GlobalWindow, TimestampedValue
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
-from streamgauge.transforms.batch import EVENT_TIME, EVENT_TIME_TYPE, POSITION, SPLIT, disorder_of
+from streamgauge.transforms.batch import EVENT_TIME, EVENT_TIME_TYPE, POSITION, SPLIT, SPLIT_TYPE, disorder_of
 from streamgauge.transforms.config import MICROSECONDS
 from streamgauge.transforms.hashing import spread_key
 from streamgauge.transforms.partials import Metric, Partials, concatenated
@@ -27,6 +27,12 @@ from streamgauge.transforms.session_table import SessionTable
 from streamgauge.transforms.windows.base import Times
 
 _MS = MICROSECONDS["ms"]
+_AT_ONCE = 1 << 16
+"""Rows that are reduced together: what grouping reads and writes at random stays in the processor's cache."""
+
+_MOST_SPLITS = np.iinfo(SPLIT_TYPE.index_type.to_pandas_dtype()).max
+"""Names that the column of splits can tell apart."""
+
 _MANY_ROWS, _MOST_SHARE, _UNMERGED = 2_000, 0.75, 32
 """Where merging that many rows leaves more than this share of them, so many of the next partials are not merged: with keys of a few events
 each it costs more than it saves, and they are merged in state anyway."""
@@ -80,7 +86,8 @@ def _shard_key(shard: int) -> bytes:
 class _PartialDoFn(beam.DoFn):  # type: ignore[misc]
     """EventBatch -> (shard key, encoded partial); late events aside.
 
-    Partials of one bundle are put together before they leave at its end: what crosses the shuffle does not grow with the number of batches.
+    Events of one bundle are reduced together, and partials put together before they leave at its end: neither the cost of a small batch nor what
+    crosses the shuffle grows with the number of batches.
     """
 
     def __init__(self, metric: Metric, window: Any, lateness: int, record_folder: str | None, stored: Stored | None = None) -> None:
@@ -101,6 +108,7 @@ class _PartialDoFn(beam.DoFn):  # type: ignore[misc]
 
     def start_bundle(self) -> None:
         # What a failed bundle left belongs to nobody.
+        self._held: list[tuple[pa.RecordBatch, Times]] = []
         self._bundle: dict[tuple[int, int], list[pa.RecordBatch]] = {}
 
     def process(self, events: pa.RecordBatch, timestamp: Any = beam.DoFn.TimestampParam) -> Iterator[Any]:
@@ -123,14 +131,28 @@ class _PartialDoFn(beam.DoFn):  # type: ignore[misc]
             events, slices = events.filter(pa.array(kept)), slices[kept]
             if not events.num_rows:
                 return
-        for start, shard, partial in self._reduce(events, slices):
-            self._bundle.setdefault((start, shard), []).append(partial)
+        if not self._have_room(events):
+            self._reduce_held()
+        self._held.append((events, slices))
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
+        self._reduce_held()
         bundle, self._bundle = self._bundle, {}
         for (start, shard), partials in bundle.items():
             encoded = self._partials.codec.encode(self._together(partials))
             yield WindowedValue((self._shard_keys[shard], encoded), self._moment(start), (GlobalWindow(),))
+
+    def _have_room(self, events: pa.RecordBatch) -> bool:
+        """Whether these can be reduced together with those held."""
+        together = [events, *(held for held, _ in self._held)]
+        return sum(batch.num_rows for batch in together) <= _AT_ONCE and sum(len(batch.column(SPLIT).dictionary) for batch in together) <= _MOST_SPLITS
+
+    def _reduce_held(self) -> None:
+        held, self._held = self._held, []
+        if held:
+            events, slices = concatenated([batch for batch, _ in held]), np.concatenate([slices for _, slices in held])
+            for start, shard, partial in self._reduce(events, slices):
+                self._bundle.setdefault((start, shard), []).append(partial)
 
     def _starts(self, times: Times) -> Times:
         """Of each event, the start of what it is part of."""
@@ -200,7 +222,7 @@ class SlicePartialDoFn(_PartialDoFn):
     def _together(self, partials: list[pa.RecordBatch]) -> pa.RecordBatch:
         if self._unmerged and self._metric.limit is None:
             self._unmerged -= 1
-            return concatenated(partials)
+            return self._partials.unmerged(partials)
         merged = self._partials.merge(partials)
         rows = sum(partial.num_rows for partial in partials)
         if rows >= _MANY_ROWS and merged.num_rows > _MOST_SHARE * rows:

@@ -36,7 +36,12 @@ def test_hashes_are_the_same_in_another_process_and_for_ever() -> None:
     assert hash_rows(columns, 4).tolist() == GOLDEN
 
 
-GOLDEN = [6424565193508562220, 13029008266876403067, 5920171677303963490, 7872941364030250892]
+GOLDEN = [12344384387814874307, 13029008266876403067, 5920171677303963490, 2840738471811771049]
+
+
+@given(st.lists(st.text(max_size=40)))
+def test_large_strings_hash_alike(texts: list[str]) -> None:
+    assert hash_rows([pa.array(texts, pa.string())], len(texts)).tolist() == hash_rows([pa.array(texts, pa.large_string())], len(texts)).tolist()
 
 
 def test_shards_are_even() -> None:

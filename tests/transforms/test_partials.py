@@ -11,6 +11,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -95,6 +96,25 @@ def test_any_grouping_equals_sql_over_all(events: list[dict[str, Any]], by: tupl
         assert row["total"] == (math.fsum(other["vs"]) if other["vs"] else None)
         assert row["avg"] == (float(sum(map(Fraction, other["vs"]), Fraction()) / len(other["vs"])) if other["vs"] else None)
         assert row["big_avg"] == (None if big is None else float(Fraction(big, other["bigs"])))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(EVENT, min_size=1, max_size=60), st.sampled_from([("host",), ("host", "up"), ("up", "small", "seen")]), st.lists(st.integers(0, 60), min_size=2, max_size=4))
+def test_merging_in_pieces_changes_nothing(events: list[dict[str, Any]], by: tuple[str, ...], cuts: list[int]) -> None:
+    partials = Partials(metric(by, shards=1))
+    batches = [pa.RecordBatch.from_pylist(events[first:last], schema=SCHEMA) for first, last in pairwise(sorted({0, *cuts, len(events)})) if first < len(events)]
+    parts = [partial for batch in batches for _, _, partial in partials.of_events(batch, np.zeros(batch.num_rows, np.int64))]
+
+    def merged() -> list[Any]:
+        rows, changed, _ = partials.merge_changed(parts[:1], parts[1:])
+        unmerged = partials.merge([partials.unmerged(parts), parts[0].slice(0, 0)])
+        told = [(rows.slice(i, 1).to_pylist(), bool(changed[i])) for i in range(rows.num_rows)]
+        return [sorted(some, key=repr) for some in (partials.merge(parts).to_pylist(), told, unmerged.to_pylist())]
+
+    whole = merged()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streamgauge.transforms.partials.MANY_ROWS", 1)
+        assert repr(merged()) == repr(whole)
 
 
 def test_infinities_stay_and_nan_does_not_count() -> None:

@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streamgauge.transforms.arrays import is_text, plain, text_of
-from streamgauge.transforms.formats.compiled import I64, U64, Bytes, compiled, kernel
-from streamgauge.transforms.hashing import mix
+from streamgauge.transforms.arrays import Edges, is_text, plain, text_of
+from streamgauge.transforms.formats.compiled import I64, U64, Bytes, compiled, kernel, pointer
+from streamgauge.transforms.hashing import hash_text, mix
 
 Hashes = npt.NDArray[np.uint64]
 Flags = npt.NDArray[np.bool_]
@@ -90,16 +90,10 @@ def _hash_bits(bits: Hashes, hashes: Hashes) -> None:
 
 
 @kernel
-def _hash_text(ends: Longs, data: Bytes, hashes: Hashes) -> None:
-    """The length, then eight bytes at a time."""
+def _hash_text(edges: Edges, data: Bytes, hashes: Hashes) -> None:
+    memory = pointer(data)
     for i in range(len(hashes)):
-        value, word, shift = _mix(U64(ends[i + 1] - ends[i])), U64(0), 0
-        for p in range(ends[i], ends[i + 1]):
-            word |= U64(data[p]) << U64(shift)
-            shift += 8
-            if shift == 64:
-                value, word, shift = _mix(value ^ word), U64(0), 0
-        hashes[i] = _mix(value ^ word)
+        hashes[i] = _mix(hash_text(memory, I64(edges[i]), I64(edges[i + 1])))
 
 
 @kernel

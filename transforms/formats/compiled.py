@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import numba
 import numpy as np
 import numpy.typing as npt
+from llvmlite import ir
 from numba.extending import intrinsic
 
 from streamgauge.transforms.formats.fields import Kind
@@ -66,6 +67,29 @@ def _same(array: Any) -> Any:
 
 pointer: Callable[[Any], Any] = compiled(_same) if numba.config.BOUNDSCHECK else _address
 """The memory of a one-dimensional array, to be indexed like it. The caller keeps the array alive."""
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _load(typing: Any, memory: Any, place: Any) -> Any:
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), ir.IntType(64).as_pointer())
+        return builder.load(address, align=1)
+
+    return numba.types.uint64(memory, place), code
+
+
+def _put_together(memory: Any, place: int) -> int:
+    word = U64(0)
+    for k in range(WORD):
+        word |= U64(memory[place + k]) << U64(8 * k)
+    return word
+
+
+WORD = 8
+"""Bytes."""
+
+word_at: Callable[[Any, int], int] = compiled(_put_together) if numba.config.BOUNDSCHECK else _load
+"""The eight bytes from a place in the memory of a :func:`pointer` to bytes, the first one lowest (on a little-endian machine)."""
 
 
 class Plan(NamedTuple):

@@ -103,10 +103,12 @@ def mixed(value: int) -> int:
 
 
 def hash_of(text: bytes) -> int:
-    whole, found = len(text) // 8 * 8, mixed(len(text))
-    for start in range(0, whole, 8):
-        found = mixed(found ^ int.from_bytes(text[start : start + 8], "little"))
-    return mixed(found ^ int.from_bytes(text[whole:], "little"))
+    """The length, then eight bytes at a time, the last of which may overlap those before."""
+    found = len(text) * 0x100000001B3
+    for start in [*range(0, len(text) - 8, 8), max(0, len(text) - 8)]:
+        found = (found ^ int.from_bytes(text[start : start + 8], "little")) * 0xC6A4A7935BD1E995 % 2**64
+        found ^= found >> 32
+    return mixed(found)
 
 
 @settings(deadline=None, max_examples=60)
