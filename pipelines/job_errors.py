@@ -58,7 +58,7 @@ def explain(model: type[Config], options: object, error: ValidationError) -> lis
             message = f"'{path[-1]}' is missing" + _described(_model_at(model, keys), str(path[-1]))
         elif message == "unknown key":
             known = _keys(_model_at(model, keys))
-            place, message = (*place, path[-1]), f"unknown key{did_you_mean(str(path[-1]), known)}; known: {', '.join(known)}"
+            place, message = (*place, path[-1]), f"unknown key{did_you_mean(str(path[-1]), known)}; " + (f"known: {', '.join(known)}" if known else "there are no options")
         found.setdefault(place, {})[message] = tag
     fitting = [(place, _either([_plain(message, _model_at(model, place)) for message in _fitting(options, place, messages)])) for place, messages in found.items()]
     return [(place, message) for place, message in fitting if message] or [((), str(error))]
@@ -105,7 +105,9 @@ _WORDS = (
     (re.compile(r"input should be a valid (dictionary|mapping)( or instance of \w+)?"), "expected a mapping"),
     (re.compile(r"input should be a valid (tuple|list)"), "expected a list"),
     (re.compile(r"input should be a valid (\w+)(, [\w ]+)?"), r"expected a \1"),
+    (re.compile(r"input should be (?=greater|less)"), "expected a number "),
     (re.compile(r"input should be"), "expected"),
+    (re.compile(r"string should have at least 1 character"), "expected at least one character"),
     (re.compile(r"(dictionary|list|tuple) should have at least 1 item after validation, not 0"), "expected at least one"),
 )
 

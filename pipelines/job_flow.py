@@ -124,8 +124,9 @@ class Flow:
         for index, (name, field) in enumerate(options.by.items()):
             only = options.model_copy(update={"by": {name: field}, "aggregates": {}})
             self._checked((*path, "by", index if name == field else name), partial(build_metric, only, schema))
+        by = options.by if len(self.problems) == before else {}
         for name, choice in options.aggregates.items():
-            self._checked((*path, "aggregates", name), partial(choice.registry.load(choice.name), choice.options, schema))
+            self._checked((*path, "aggregates", name), partial(build_metric, options.model_copy(update={"by": by, "aggregates": {name: choice}}), schema))
         if len(self.problems) == before:
             step.metric = self._checked((*path, "aggregates"), partial(build_metric, options, schema))
 

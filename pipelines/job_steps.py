@@ -13,7 +13,7 @@ from streamgauge.pipelines.job_beam import BeamTypes
 from streamgauge.pipelines.job_errors import Path, Problem, explain
 from streamgauge.pipelines.job_yaml import Document
 from streamgauge.transforms.aggregate import AggregateOptions
-from streamgauge.transforms.config import Config, did_you_mean
+from streamgauge.transforms.config import JOB_FILE, Config, did_you_mean
 from streamgauge.transforms.deduplicate import DeduplicateOptions
 from streamgauge.transforms.map_events import MapOptions
 from streamgauge.transforms.partials import Metric
@@ -154,7 +154,7 @@ class Steps:
             self._only_keys(spec, path, _STEP_KEYS)
             config = spec.get("config")
             try:
-                step.options = VOCABULARY[kind].model_validate({} if config is None else config)
+                step.options = VOCABULARY[kind].model_validate({} if config is None else config, context={JOB_FILE: True})
             except ValidationError as error:
                 for place, message in explain(VOCABULARY[kind], config, error):
                     self._problem((*path, "config", *place), message)

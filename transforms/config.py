@@ -15,10 +15,16 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler, ValidationError, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler, ValidationError, ValidationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError, core_schema
 
 MICROSECONDS = {"us": 1, "ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
+LONGEST_DURATION = 36_525 * MICROSECONDS["d"]
+"""A hundred years: no sum of a few of them and an event time overflows."""
+
+JOB_FILE = "job file"
+"""Key of pydantic's validation context that is there when what is validated stands in a job file."""
+
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(us|ms|s|m|h|d)\s*")
 
 
@@ -76,8 +82,12 @@ def format_duration(microseconds: int) -> str:
     return f"{microseconds}us"
 
 
-def _duration(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) else parse_duration(value)
+def _duration(value: object, info: ValidationInfo) -> int:
+    plain = isinstance(value, int) and not isinstance(value, bool) and (value == 0 or JOB_FILE not in (info.context or {}))
+    duration: int = value if plain else parse_duration(value)  # type: ignore[assignment]
+    if duration > LONGEST_DURATION:
+        raise user_error(f"{value} is longer than a hundred years ({format_duration(LONGEST_DURATION)}), the longest duration there can be")
+    return duration
 
 
 Duration = Annotated[
@@ -143,9 +153,9 @@ class OneOf:
     registry: Registry
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        return core_schema.no_info_plain_validator_function(self._validate)
+        return core_schema.with_info_plain_validator_function(self._validate)
 
-    def _validate(self, value: object) -> Choice:
+    def _validate(self, value: object, info: ValidationInfo | None = None) -> Choice:
         if isinstance(value, Choice):
             return value
         names = self.registry.names()
@@ -163,7 +173,7 @@ class OneOf:
             options = {}
         elif short and not isinstance(options, (Mapping, Config)):
             options = {short: options}
-        return Choice(self.registry, name, _nested(model, name, options))
+        return Choice(self.registry, name, _nested(model, name, options, info and info.context))
 
     def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: Any) -> dict[str, Any]:
         variants: list[dict[str, Any]] = []
@@ -182,10 +192,10 @@ class OneOf:
         return {"oneOf": variants}
 
 
-def _nested(model: type[Config], name: str, options: object) -> Config:
+def _nested(model: type[Config], name: str, options: object, context: Any) -> Config:
     """Validate the options of a plug-in; its errors keep their path below ``name``."""
     try:
-        return model.model_validate(options)
+        return model.model_validate(options, context=context)
     except ValidationError as error:
         raise nested_errors(name, error) from None
 

@@ -33,13 +33,13 @@ SCHEMA = ROWS.attach(
 )
 """Columns of a dead letter.
 
-stage: ``read`` (the payload could not become an event), ``map`` (an expression or function has no answer for the event) or ``write`` (the store can
-never take the row).
-source: the connector and what it reads, such as ``kafka:flights``; for ``map`` the name of the step, for ``write`` that of the sink.
-split: such as ``flights-0`` or a file's path; for ``write`` the key of the row as JSON text.
-position: Kafka offset, or byte offset of the line in its (uncompressed) file; for ``write`` the row's revision, 0 where it has none.
-payload: the bytes as they came; for ``map`` the event and for ``write`` the row as JSON.
-error_type: one word (``malformed``, ``type``, ``no_event_time``, ``too_large``, ``tombstone``, ``expression``, ``function``, ``refused``, ...). message: a sentence.
+stage: ``read`` (the payload could not become an event), ``map`` (an expression or function has no answer for the event), ``aggregate`` (events
+of keys beyond the limit of their window) or ``write`` (the store can never take the row).
+source: the connector and what it reads, such as ``kafka:flights``; for ``map`` the name of the step, for ``aggregate`` the metric, for ``write`` the sink's name.
+split: such as ``flights-0`` or a file's path; for ``aggregate`` the bounds of the window, for ``write`` the key of the row, as JSON text.
+position: Kafka offset, or byte offset of the line in its (uncompressed) file; for ``aggregate`` the shard; for ``write`` the row's revision, 0 where it has none.
+payload: the bytes as they came; for ``map`` the event, for ``aggregate`` and ``write`` the row as JSON.
+error_type: one word (``malformed``, ``type``, ``no_event_time``, ``too_large``, ``tombstone``, ``expression``, ``function``, ``too_many_keys``, ``refused``, ...). message: a sentence.
 time: when it was rejected (wall clock).
 """
 

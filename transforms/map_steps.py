@@ -104,6 +104,10 @@ class Explode:
         others = [part for part in schema if part.name != name]
         for twice in {part.name for part in others} & set(self._made):
             raise user_error(f"explode: there is a field '{twice}' already; give the items another name with `as`")
+        if index is not None and index in self._made[:-1]:
+            raise user_error(f"explode: index '{index}' is a field of the items; choose another name")
+        for hidden in (name for name in self._made if name.startswith("__")):
+            raise user_error(f"explode: '{hidden}' cannot be the name of a field: names must not start with two underscores")
         self.schema = pa.schema([*others, *made], schema.metadata)
 
     def __call__(self, events: pa.RecordBatch) -> Mapped:

@@ -216,6 +216,8 @@ def test_types_of_derived_fields() -> None:
         ({"explode": "item"}, "explode 'item': the schema has no such field - did you mean 'items'?"),
         ({"explode": "text"}, "explode: 'text' is string, and no list; make a list of it first"),
         ({"explode": {"field": "tags", "as": "n"}}, "explode: there is a field 'n' already"),
+        ({"explode": {"field": "items", "index": "items.sku"}}, "explode: index 'items.sku' is a field of the items; choose another name"),
+        ({"explode": {"field": "tags", "as": "__tag"}}, "explode: '__tag' cannot be the name of a field"),
         ({"where": "n + 1"}, "'n + 1' is no condition: it is int64"),
         ({"where": "text > "}, "no SQL expression"),
         ({"fields": {"a": "n", "b": "a + 1"}}, "no field 'a'"),

@@ -11,6 +11,7 @@ Kernels are vectorised; they never make a Python object a row or a key.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from streamgauge.transforms.arrays import plain
 from streamgauge.transforms.config import Config, did_you_mean, user_error
 from streamgauge.transforms.expressions import Condition
 from streamgauge.transforms.groups import Groups
@@ -121,11 +123,22 @@ def any_field(schema: pa.Schema, name: str, aggregate: str) -> pa.Field:
     return schema.field(name)
 
 
+def quoted(name: str) -> str:
+    """A field's name as part of a state column's: in quotes where it could be read as more than one name.
+
+    >>> quoted("user.id"), quoted("a,b")
+    ('user.id', "'a,b'")
+    """
+    return name if re.fullmatch(r"[\w.]+", name) else repr(name)
+
+
 def values(name: str) -> Source:
     """The field's values, NaN taken as null: "not a number" is no measurement. Infinities stay."""
 
     def source(events: pa.RecordBatch) -> pa.Array:
         array = events.column(name)
+        if pa.types.is_dictionary(array.type) and (array.dictionary.null_count or pa.types.is_floating(array.type.value_type)):
+            array = plain(array)  # a null among the values of a dictionary is one too
         if pa.types.is_floating(array.type):
             nan = pc.is_nan(array)
             if pc.any(nan).as_py():

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from streamgauge.transforms.aggregates.base import Filtered, Where, any_field, values
+from streamgauge.transforms.aggregates.base import Filtered, Where, any_field, quoted, values
 from streamgauge.transforms.aggregates.order import (
     Longs,
     flat,
@@ -33,7 +33,7 @@ _VALUE = "value"
 class CollectOptions(Filtered):
     """The first `limit` values by event time, split and position, as a list in this order. Exact; nulls and NaN do not count; null without any value.
 
-    State: 24 bytes, the split's name and the value, for each of the at most `limit` values of a key.
+    As SQL's ARRAY_AGG with ORDER BY. State: 24 bytes, the split's name and the value, for each of the at most `limit` values of a key.
     """
 
     short: ClassVar[str] = "of"
@@ -62,7 +62,7 @@ class Collect:
         kept = f"{options.limit}{',distinct' if options.distinct else ''}"
         self.state = (
             Where(schema, options.where).column(
-                f"collect({field.name},{kept})", pa.list_(item), ordered_source(schema, {_VALUE: values(field.name)}),
+                f"collect({quoted(field.name)},{kept})", pa.list_(item), ordered_source(schema, {_VALUE: values(field.name)}),
                 partial(_collected, first), partial(_merged, first),
             ),
         )  # fmt: skip

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from streamgauge.transforms.aggregates.base import Filtered, StateColumn, Where, any_field, values
+from streamgauge.transforms.aggregates.base import Filtered, StateColumn, Where, any_field, quoted, values
 
 EVENTS = StateColumn(
     name="events", type=pa.int64(), source=lambda events: pa.repeat(pa.scalar(1, pa.int64()), events.num_rows), partial="sum", merge="sum"
@@ -17,7 +17,7 @@ EVENTS = StateColumn(
 
 
 class CountOptions(Filtered):
-    """Number of events; with `of`, of those in which that field has a value: nulls and NaN do not count. Exact; state: 8 bytes a key."""
+    """Number of events; with `of`, of those in which that field has a value: nulls and NaN do not count. Exact, as SQL's COUNT; state: 8 bytes a key."""
 
     short: ClassVar[str] = "of"
     of: str | None = Field(None, description="A field of any type. None: every event counts.")
@@ -52,7 +52,7 @@ class Count:
         if options.of is None:
             return counted_events(schema, options.where)
         field = any_field(schema, options.of, "count")
-        return Where(schema, options.where).column(f"count({field.name})", pa.int64(), values(field.name), "count", "sum")
+        return Where(schema, options.where).column(f"count({quoted(field.name)})", pa.int64(), values(field.name), "count", "sum")
 
     def result(self, merged: pa.Table) -> pa.ChunkedArray:
         return pc.fill_null(merged.column(self.state[0].name), 0)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from streamgauge.transforms.aggregates.base import Filtered, Source, Where, numeric_field, values
+from streamgauge.transforms.aggregates.base import Filtered, Source, Where, numeric_field, quoted, values
 from streamgauge.transforms.aggregates.items import Items, items_type, open_lists, sum_items
 from streamgauge.transforms.aggregates.logarithm import SMALLEST, octave_parts
 from streamgauge.transforms.formats.compiled import kernel
@@ -37,7 +37,9 @@ _RESULT = pa.struct([("count", pa.int64()), ("scale", pa.int32()), ("zero_count"
 
 
 class ExponentialHistogramOptions(Filtered):
-    """Histogram with exponential buckets, as OpenTelemetry's metrics data model defines it ("ExponentialHistogram"). Null without any value.
+    """Histogram with exponential buckets, as OpenTelemetry's metrics data model defines it. Null without any value.
+
+    Source: https://opentelemetry.io/docs/specs/otel/metrics/data-model/#exponentialhistogram.
 
     At scale s the bucket of index i holds the magnitudes above 2**(i / 2**s), up to and with 2**((i + 1) / 2**s). The scale is the largest, up to
     `scale`, at which both the positive and the negative values need at most `max_size` buckets, from the lowest in use to the highest. The
@@ -87,7 +89,7 @@ class ExponentialHistogram:
             codes = _shifted(np.asarray(found.items), np.repeat(stored_scales, found.lengths) - lowest[ids])
             return _fitted(codes, ids, groups.count, most, lowest, found.weights)
 
-        name = f"exponential({scale},{most},{field.name})"
+        name = f"exponential({scale},{most},{quoted(field.name)})"
         self.state = (Where(schema, options.where).column(name, _STATE, _codes(values(field.name), scale), partial, merge),)
 
     def result(self, merged: pa.Table) -> pa.Array:
@@ -110,8 +112,7 @@ def _codes(numbers: Source, scale: int) -> Source:
         doubles = np.asarray(pc.fill_null(array, np.inf))
         magnitudes = np.abs(doubles)
         subnormal = magnitudes < SMALLEST
-        if subnormal.any():
-            magnitudes = np.where(subnormal, magnitudes * 2.0**_LIFT, magnitudes)
+        magnitudes[subnormal] *= 2.0**_LIFT
         indices = np.empty(len(doubles), np.int64)
         octave_parts(magnitudes.view(np.int64), 1 << MAX_SCALE, indices)
         indices = (indices - (subnormal * (_LIFT << MAX_SCALE))) >> (MAX_SCALE - scale)

@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import ClassVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
-from streamgauge.transforms.aggregates.base import Filtered, Where, any_field, values
+from streamgauge.transforms.aggregates.base import Filtered, Where, any_field, quoted, values
+from streamgauge.transforms.arrays import is_text
 from streamgauge.transforms.config import user_error
 
 
 class ExtremeOptions(Filtered):
-    """Smallest (min) or largest (max) value of a number, date, timestamp or string. Exact; null without any value.
+    """Smallest (min) or largest (max) value of a number, date, timestamp or string. Exact; null without any value; -0.0 is 0.0.
 
-    Strings are in the order of their UTF-8 bytes, which is that of Unicode code points. State: the value.
+    As SQL's MIN and MAX, but that NaN does not count. Strings are in the order of their UTF-8 bytes, which is that of Unicode code points. State: the value.
     """
 
     short: ClassVar[str] = "of"
@@ -31,12 +33,14 @@ class _Extreme:
             raise user_error(f"{self.function} needs a number, date, timestamp or string; field '{field.name}' is {field.type}")
         self.type = field.type
         column = Where(schema, options.where).column(
-            f"{self.function}({field.name})", field.type, values(field.name), self.function, self.function
+            f"{self.function}({quoted(field.name)})", field.type, values(field.name), self.function, self.function
         )
         self.state = (column,)
 
     def result(self, merged: pa.Table) -> pa.ChunkedArray:
-        return merged.column(self.state[0].name)
+        column = merged.column(self.state[0].name)
+        # Of two zeros the one that was merged first is there.
+        return pc.add(column, pa.scalar(0, self.type)) if pa.types.is_floating(self.type) else column
 
 
 class Min(_Extreme):
@@ -60,5 +64,6 @@ class Max(_Extreme):
 
 
 def _has_order(kind: pa.DataType) -> bool:
-    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_temporal(kind)
-    return bool(number or pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    number = pa.types.is_integer(kind) or pa.types.is_float32(kind) or pa.types.is_float64(kind)
+    time = pa.types.is_date(kind) or pa.types.is_time(kind) or pa.types.is_timestamp(kind)
+    return bool(number or time or is_text(kind))

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, field_validator
 
-from streamgauge.transforms.aggregates.base import Filtered, Source, Where, numeric_field, values
+from streamgauge.transforms.aggregates.base import Filtered, Source, Where, numeric_field, quoted, values
 from streamgauge.transforms.config import user_error
 from streamgauge.transforms.formats.compiled import kernel
 from streamgauge.transforms.groups import Groups
@@ -73,7 +73,7 @@ class Histogram:
             _add(np.asarray(lists.flatten()), groups.ids[present], size, counts)
             return _lists(counts, groups.count, size)
 
-        name = f"histogram({','.join(map(repr, options.bounds))};{field.name})"
+        name = f"histogram({','.join(map(repr, options.bounds))};{quoted(field.name)})"
         source = _buckets(values(field.name), field.type, options.bounds)
         self.state = (Where(schema, options.where).column(name, self.type, source, partial, merge),)
 

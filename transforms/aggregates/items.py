@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streamgauge.transforms.aggregates.base import any_field
+from streamgauge.transforms.arrays import is_text
 from streamgauge.transforms.config import user_error
 from streamgauge.transforms.formats.compiled import kernel
 from streamgauge.transforms.groups import Groups
@@ -33,7 +34,7 @@ def countable_field(schema: pa.Schema, name: str, aggregate: str) -> pa.Field:
     """The field, with the type that its items have. A user's error when there is none or its values cannot be counted."""
     field = any_field(schema, name, aggregate)
     kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_floating(kind) or _is_integral(kind) or pa.types.is_uint64(kind):
+    if is_text(kind) or pa.types.is_float32(kind) or pa.types.is_float64(kind) or _is_integral(kind) or pa.types.is_uint64(kind):
         return field.with_type(kind)
     raise user_error(f"{aggregate} needs a string, bool, number, date or timestamp; field '{name}' is {kind}")
 

@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from streamgauge.transforms.aggregates.base import Filtered, Where, numeric_field, values
+from streamgauge.transforms.aggregates.base import Filtered, Where, numeric_field, quoted, values
 from streamgauge.transforms.aggregates.exact_results import means
 from streamgauge.transforms.aggregates.sum import Total
 
 
 class MeanOptions(Filtered):
-    """Arithmetic mean of a numeric field: the exact sum divided by the count, rounded once. Nulls and NaN do not count; null without any value.
+    """Arithmetic mean of a numeric field, as SQL's AVG: the exact sum divided by the count, rounded once. Nulls and NaN do not count; null without any value.
 
     An infinity among the values is the mean; both infinities give null. State: that of `sum`, and 8 bytes a key.
     """
@@ -35,8 +35,8 @@ class Mean:
     def __init__(self, options: MeanOptions, schema: pa.Schema) -> None:
         field = numeric_field(schema, options.of, "mean")
         where, source = Where(schema, options.where), values(field.name)
-        self._total = Total(where, field.name, field.type, source)
-        self._count = where.column(f"count({field.name})", pa.int64(), source, "count", "sum")
+        self._total = Total(where, quoted(field.name), field.type, source)
+        self._count = where.column(f"count({quoted(field.name)})", pa.int64(), source, "count", "sum")
         self.type = pa.float64()
         self.state = (*self._total.state, self._count)
 

@@ -8,15 +8,15 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from streamgauge.transforms.aggregates.base import Filtered, Where, values
+from streamgauge.transforms.aggregates.base import Filtered, Where, quoted, values
 from streamgauge.transforms.aggregates.items import count_items, countable_field, items_type, merge_items, open_lists
 
 
 class ModeOptions(Filtered):
     """The most frequent value; of several the smallest. Null without any value.
 
-    Exact. State: 8 bytes and those of the value for each *different* value of a key: for fields of few values. For others,
-    `top` with `k: 1` has a bounded state.
+    Exact, as PostgreSQL's MODE, which leaves open which of several. State: 8 bytes and those of the value for each *different* value of a key: for
+    fields of few values. For others, `top` with `k: 1` has a bounded state.
     """
 
     short: ClassVar[str] = "of"
@@ -37,7 +37,7 @@ class Mode:
         field = countable_field(schema, options.of, "mode")
         self.type = field.type
         column = Where(schema, options.where).column
-        self.state = (column(f"items({field.name})", items_type(field.type), values(field.name), count_items, merge_items),)
+        self.state = (column(f"items({quoted(field.name)})", items_type(field.type), values(field.name), count_items, merge_items),)
 
     def result(self, merged: pa.Table) -> pa.Array:
         found = open_lists(merged.column(self.state[0].name).combine_chunks())

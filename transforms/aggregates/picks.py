@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from streamgauge.transforms.aggregates.base import Filtered, Where, any_field, values
+from streamgauge.transforms.aggregates.base import Filtered, Where, any_field, quoted, values
 from streamgauge.transforms.aggregates.order import Longs, first_rows, longs, order_of, ordered_source, ordered_type
 from streamgauge.transforms.config import user_error
 from streamgauge.transforms.groups import Groups
@@ -24,7 +24,7 @@ _VALUE, _KEY = "value", "by"
 class PickOptions(Filtered):
     """Value of the event with the smallest (first) or largest (last) event time; ties: by split, then position. Exact.
 
-    Nulls and NaN do not count; null without any value. State: 24 bytes, the split's name and the value, a key.
+    As DuckDB's MIN_BY and MAX_BY of event time. Nulls and NaN do not count; null without any value. State: 24 bytes, the split's name and the value, a key.
     """
 
     short: ClassVar[str] = "of"
@@ -42,7 +42,7 @@ class _Pick:
         kind = ordered_type(schema, {_VALUE: self.type})
         pick = partial(_by_time, kind, self.latest)
         source = ordered_source(schema, {_VALUE: values(field.name)})
-        self.state = (Where(schema, options.where).column(f"{self.name}({field.name})", kind, source, pick, pick),)
+        self.state = (Where(schema, options.where).column(f"{self.name}({quoted(field.name)})", kind, source, pick, pick),)
 
     def result(self, merged: pa.Table) -> pa.ChunkedArray:
         return pc.struct_field(merged.column(self.state[0].name), _VALUE)
@@ -71,7 +71,7 @@ class Last(_Pick):
 class ArgOptions(Filtered):
     """Value of one field where another is smallest (argmin) or largest (argmax); ties: the first by event time, split and position. Exact.
 
-    Only events that have both count (no null, no NaN); null without any. State: 24 bytes, the split's name and the two values, a key.
+    As DuckDB's MIN_BY and MAX_BY. Only events that have both count (no null, no NaN); null without any. State: 24 bytes, the split's name and the two values, a key.
     """
 
     of: str = Field(description="The field whose value is the result; of any type.")
@@ -91,7 +91,7 @@ class _Arg:
         kind = ordered_type(schema, {_KEY: by.type, _VALUE: self.type})
         pick = partial(_by_key, kind, self.largest)
         source = ordered_source(schema, {_KEY: values(by.name), _VALUE: values(field.name)})
-        self.state = (Where(schema, options.where).column(f"{self.name}({field.name},{by.name})", kind, source, pick, pick),)
+        self.state = (Where(schema, options.where).column(f"{self.name}({quoted(field.name)},{quoted(by.name)})", kind, source, pick, pick),)
 
     def result(self, merged: pa.Table) -> pa.ChunkedArray:
         return pc.struct_field(merged.column(self.state[0].name), _VALUE)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
-from streamgauge.transforms.aggregates.base import Filtered, Source, Where, numeric_field, values
+from streamgauge.transforms.aggregates.base import Filtered, Source, Where, numeric_field, quoted, values
 from streamgauge.transforms.aggregates.items import Items, count_items, items_type, merge_items, open_lists
 from streamgauge.transforms.aggregates.logarithm import log_buckets
 from streamgauge.transforms.config import user_error
@@ -98,7 +98,7 @@ class Quantile:
         def merge(lists: pa.Array, groups: Groups) -> pa.Array:
             return _collapsed(merge_items(lists, groups), most)
 
-        name = f"dd({options.error!r},{most},{field.name})"
+        name = f"dd({options.error!r},{most},{quoted(field.name)})"
         source = buckets.source(values(field.name))
         self.state = (Where(schema, options.where).column(name, items_type(pa.int32()), source, partial, merge),)
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from streamgauge.transforms.aggregates.base import Filtered, Source, Where, numeric_field, values
+from streamgauge.transforms.aggregates.base import Filtered, Source, Where, numeric_field, quoted, values
 from streamgauge.transforms.aggregates.order import (
     TIME,
     Longs,
@@ -79,7 +79,7 @@ class Increase:
         source = ordered_source(schema, {_VALUE: partial(_widened, values(field.name), self._counter)})
         self.state = (
             Where(schema, options.where).column(
-                f"samples({field.name})", pa.list_(sample), source, partial(_collected, sample), partial(_merged, sample)
+                f"samples({quoted(field.name)})", pa.list_(sample), source, partial(_collected, sample), partial(_merged, sample)
             ),
         )
 

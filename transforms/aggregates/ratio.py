@@ -13,7 +13,8 @@ from streamgauge.transforms.aggregates.count import counted_events
 class RatioOptions(Filtered):
     """Number of events that meet `of`, divided by the number of those that meet `to`. Two exact counts; null when the second is 0.
 
-    An event may meet both, one or none: the ratio is a share only when what meets `of` meets `to` as well. State: 16 bytes a key.
+    As SQL's COUNT(*) FILTER (WHERE of) / COUNT(*) FILTER (WHERE to). An event may meet both, one or none: the ratio is a share only
+    when what meets `of` meets `to` as well. State: 16 bytes a key.
     """
 
     of: str = Field(description="SQL condition of the numerator, such as `status >= 500`.")

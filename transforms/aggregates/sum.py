@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from streamgauge.transforms.aggregates.base import Filtered, Source, StateColumn, Where, numeric_field, values
+from streamgauge.transforms.aggregates.base import Filtered, Source, StateColumn, Where, numeric_field, quoted, values
 from streamgauge.transforms.aggregates.exact_results import totals
 from streamgauge.transforms.aggregates.exact_sum import EXACT, Exact, merge_exact, of_integers, sum_doubles
 
@@ -18,11 +18,11 @@ _LOW_BITS = 32
 
 
 class SumOptions(Filtered):
-    """Sum of a field, exact: no order of events, merge or replay changes a bit. Null without any value.
+    """Sum of a field, as SQL's SUM, exact: no order of events, merge or replay changes a bit. Null without any value.
 
     Integers: in 96 bits (8 bytes a key, 16 for 64-bit fields); a total beyond 64 bits is null. Floats: the double nearest to the true sum (a
-    superaccumulator, see exact_sum.py; 20 to 28 bytes a key while the values are within a few powers of ten of each other, at most 560);
-    an infinity among the values is the sum, both infinities give null, a total beyond the doubles is an infinity.
+    superaccumulator, Kulisch 2008 and Neal 2015, see exact_sum.py; 20 to 28 bytes a key while the values are within a few powers of ten of each
+    other, at most 560); an infinity among the values is the sum, both infinities give null, a total beyond the doubles is an infinity.
     """
 
     short: ClassVar[str] = "of"
@@ -82,17 +82,16 @@ def _low(source: Source, kind: pa.DataType) -> Source:
 
 class Sum:
     """
-    >>> schema = pa.schema([("v", pa.float64())])
-    >>> total = Sum(SumOptions(of="v"), schema)
-    >>> [column.name for column in total.state], total.type
-    (['exact_sum(v)'], DataType(double))
+    >>> from streamgauge.transforms.aggregates.trial import events_of, result_of
+    >>> result_of({"sum": "v"}, events_of({"v": [1e100, 1.0, None, -1e100]}))
+    1.0
     """
 
     Options = SumOptions
 
     def __init__(self, options: SumOptions, schema: pa.Schema) -> None:
         field = numeric_field(schema, options.of, "sum")
-        self._total = Total(Where(schema, options.where), field.name, field.type, values(field.name))
+        self._total = Total(Where(schema, options.where), quoted(field.name), field.type, values(field.name))
         self.state = self._total.state
         self.type = pa.float64() if self._total.is_float else pa.int64()
 

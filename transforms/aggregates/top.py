@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from streamgauge.transforms.aggregates.base import Filtered, Source, Where, numeric_field, values
+from streamgauge.transforms.aggregates.base import Filtered, Source, Where, numeric_field, quoted, values
 from streamgauge.transforms.aggregates.items import MOST, Items, Longs, countable_field, items_type, open_lists, sum_items
 from streamgauge.transforms.config import user_error
 from streamgauge.transforms.groups import Groups
@@ -23,7 +23,8 @@ class TopOptions(Filtered):
     The result is a list of structs, the largest first and equal ones by value: `value`, `count` (with `by`: `sum`), and `error`: the true figure is
     never below what is given, and at most `error` above it. It is exact, with `error` 0, while a key has at most `capacity` different
     values. Beyond, `error` is at most the total over all values, divided by `capacity` + 1, and every value with more than that is
-    among those kept. Which others are, depends then on the order in which events were merged.
+    among those kept. Which others are, depends then on the order in which events were merged. With `by` of a float field the true figure is the sum
+    of the rounded values, see `decimals`: up to half of the last decimal from each, which `error` does not hold.
 
     Source: Misra and Gries, "Finding repeated elements", 1982; Agarwal and others, "Mergeable summaries", PODS 2012.
     State: 8 bytes, and 8 bytes and those of the value for each of at most `capacity` values.
@@ -66,13 +67,13 @@ class Top:
         capacity = options.capacity or max(10 * options.k, _LEAST_CAPACITY)
         self._k = options.k
         self._units: int | None = None
-        source, figure, kind, parameters = values(field.name), "count", pa.int64(), f"{capacity},{field.name}"
+        source, figure, kind, parameters = values(field.name), "count", pa.int64(), f"{capacity},{quoted(field.name)}"
         if options.by is not None:
             by = numeric_field(schema, options.by, "top by")
             if pa.types.is_floating(by.type):
                 self._units, kind = 10**options.decimals, pa.float64()
             source, figure = _weighted(source, values(by.name), self._units), "sum"
-            parameters += f" by {by.name}" if self._units is None else f" by {by.name},{options.decimals}"
+            parameters += f" by {quoted(by.name)}" if self._units is None else f" by {quoted(by.name)},{options.decimals}"
         self.type = pa.list_(pa.struct([("value", field.type), (figure, kind), ("error", kind)]))
         state = pa.struct([("error", pa.int64()), ("items", items_type(field.type))])
 
@@ -117,7 +118,8 @@ def _weighted(items: Source, numbers: Source, units: int | None) -> Source:
             integers = np.asarray(pc.fill_null(weights, 0))
             whole = np.minimum(integers, np.uint64(MOST)).astype(np.int64) if integers.dtype == np.uint64 else integers.astype(np.int64)
         else:
-            scaled = np.rint(np.asarray(pc.fill_null(weights.cast(pa.float64()), 0.0)) * units)
+            with np.errstate(over="ignore"):
+                scaled = np.rint(np.asarray(pc.fill_null(weights.cast(pa.float64()), 0.0)) * units)
             beyond = scaled >= 2.0**63
             whole = np.where(beyond, MOST, np.where(beyond, 0, np.maximum(scaled, 0)).astype(np.int64))
         counted = pa.array(whole, mask=whole <= 0)

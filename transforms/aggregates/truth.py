@@ -16,7 +16,7 @@ from streamgauge.transforms.expressions import Condition
 class TruthOptions(Filtered):
     """Whether a boolean is true for some event (any), or for every one (all). Exact; state: 1 byte a key.
 
-    Of a field, nulls do not count; null without any value. A condition is false where it is null.
+    As SQL's SOME and EVERY. Of a field, nulls do not count; null without any value. A condition is false where it is null.
     """
 
     short: ClassVar[str] = "of"

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from streamgauge.transforms.aggregates.base import Filtered, Where, numeric_field, values
+from streamgauge.transforms.aggregates.base import Filtered, Where, numeric_field, quoted, values
 from streamgauge.transforms.aggregates.exact_results import Scaled, moments
 from streamgauge.transforms.aggregates.exact_sum import EXACT, Exact, merge_exact, sum_squares
 from streamgauge.transforms.aggregates.sum import Total
@@ -43,10 +43,10 @@ class Variance:
 
     def __init__(self, options: VarianceOptions, schema: pa.Schema) -> None:
         field = numeric_field(schema, options.of, self.name)
-        where, source = Where(schema, options.where), values(field.name)
-        self._total = Total(where, field.name, field.type, source)
-        self._count = where.column(f"count({field.name})", pa.int64(), source, "count", "sum")
-        self._squares = where.column(f"exact_squares({field.name})", EXACT, source, sum_squares, merge_exact)
+        where, source, name = Where(schema, options.where), values(field.name), quoted(field.name)
+        self._total = Total(where, name, field.type, source)
+        self._count = where.column(f"count({name})", pa.int64(), source, "count", "sum")
+        self._squares = where.column(f"exact_squares({name})", EXACT, source, sum_squares, merge_exact)
         self._freedom = 0 if options.population else 1
         self.type = pa.float64()
         self.state = (*self._total.state, self._count, self._squares)

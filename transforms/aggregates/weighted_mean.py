@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from streamgauge.transforms.aggregates.base import Filtered, Source, Where, numeric_field, values
+from streamgauge.transforms.aggregates.base import Filtered, Source, Where, numeric_field, quoted, values
 from streamgauge.transforms.aggregates.exact_sum import Bits, Longs, longs
 from streamgauge.transforms.arrays import fixed, validity
 from streamgauge.transforms.batch import EVENT_TIME
@@ -90,7 +90,7 @@ class WeightedMean:
 
     def __init__(self, options: WeightedMeanOptions, schema: pa.Schema) -> None:
         field = numeric_field(schema, options.of, self.name)
-        name = f"{self.name}({format_duration(options.half_life)}, {field.name})"
+        name = f"{self.name}({format_duration(options.half_life)}, {quoted(field.name)})"
         made = partial(_add, options.half_life)
         self.state = (Where(schema, options.where).column(name, _STATE_TYPE, _timed(values(field.name)), made, _merge),)
         self.type = pa.float64()

@@ -30,7 +30,9 @@ def _longer_than_nothing(value: int) -> int:
 
 def _known_zone(name: str | None) -> str | None:
     if name is not None and name not in zoneinfo.available_timezones():
-        raise user_error(f"unknown time zone '{name}'{did_you_mean(name, sorted(zoneinfo.available_timezones()))}; write it like Europe/Berlin")
+        # Abbreviations look alike and are hours apart: none is proposed.
+        places = sorted(zone for zone in zoneinfo.available_timezones() if "/" in zone or zone == "UTC")
+        raise user_error(f"unknown time zone '{name}'{did_you_mean(name, places)}; write it like Europe/Berlin")
     return name
 
 

@@ -8,6 +8,7 @@ from pydantic import Field
 from streamgauge.transforms.config import MICROSECONDS, Config, format_duration, user_error
 from streamgauge.transforms.windows.base import Times
 from streamgauge.transforms.windows.clock import DAY, Clock, Milliseconds, Size, TimeZone, check_days, floor
+from streamgauge.transforms.windows.sliding import check_slices
 from streamgauge.transforms.windows.tumbling import describe_alignment
 
 _CLOCK_STEP = 30 * MICROSECONDS["m"]
@@ -29,6 +30,7 @@ class CumulativeOptions(Config):
         size, every = format_duration(self.size), format_duration(self.every)
         if self.size % self.every:
             raise user_error(f"every {every} does not divide size {size}: the last window of a period would be shorter than the others")
+        check_slices(self.size, self.every)
         if self.offset >= self.size:
             raise user_error(f"offset {format_duration(self.offset)} must be smaller than size {size}")
         check_days("size", self.size, self.timezone)

@@ -16,6 +16,16 @@ MAX_SLICES = 10_000
 """Slices of a window that are kept in state, each with a row a key."""
 
 
+def check_slices(size: int, every: int) -> None:
+    """Raises a user's error when windows of this size, one every so often, have more slices than state holds."""
+    step = math.gcd(size, every)
+    if size // step > MAX_SLICES:
+        raise user_error(
+            f"a window of {format_duration(size)} every {format_duration(every)} is made of {size // step:,} slices of {format_duration(step)}, "
+            f"more than the {MAX_SLICES:,} that state holds for each key; take an `every` that divides the size into fewer"
+        )
+
+
 class SlidingOptions(Config):
     """Windows of one size, of which one begins every ``every``: [start, start + size).
 
@@ -35,12 +45,7 @@ class SlidingOptions(Config):
             raise user_error(f"offset {format_duration(self.offset)} must be smaller than every {every}")
         check_days("size", self.size, self.timezone)
         check_days("every", self.every, self.timezone)
-        step = math.gcd(self.size, self.every)
-        if self.size // step > MAX_SLICES:
-            raise user_error(
-                f"a window of {size} every {every} is made of {self.size // step:,} slices of {format_duration(step)}, "
-                f"more than the {MAX_SLICES:,} that state holds for each key; take an `every` that divides the size into fewer"
-            )
+        check_slices(self.size, self.every)
 
 
 class Sliding:

@@ -73,6 +73,25 @@ def test_a_field_of_lists_or_structs_can_be_counted() -> None:
     assert (result_of({"count": "tags"}, events), result_of({"count": "place"}, events)) == (2, 2)
 
 
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float64()])
+@pytest.mark.parametrize("zeros", [[0.0, -0.0], [-0.0, 0.0]])
+def test_of_two_zeros_the_order_does_not_show(zeros: list[float], kind: pa.DataType) -> None:
+    events = events_of({"x": pa.array(zeros, kind)})
+    assert [str(result_of({name: "x"}, events)) for name in ("min", "max")] == ["0.0", "0.0"]
+
+
+def test_a_null_in_a_dictionary_is_no_value() -> None:
+    """Nor is a NaN there."""
+    for values in (["a", None, "b"], [1.0, math.nan, 2.0]):
+        events = events_of({"v": pa.DictionaryArray.from_arrays(pa.array([1, 0, 1, 2, 2], pa.int8()), pa.array(values)), "n": [5, 1, 4, 2, 3]})
+        first, last = values[0], values[2]
+        assert [result_of({name: "v"}, events) for name in ("count", "first", "last", "mode", "distinct")] == [3, first, last, last, 2]
+        assert result_of({"distinct": {"of": "v", "exact": True}}, events) == 2
+        assert result_of({"argmax": {"of": "v", "by": "n"}}, events) == last
+        assert result_of({"collect": "v"}, events) == [first, last, last]
+        assert [entry["count"] for entry in result_of({"top": "v"}, events)] == [2, 1]
+
+
 def test_equal_counts_are_one_column_of_state() -> None:
     schema = events_of({"n": [1]}).schema
     aggregates = {"bad": {"count": {"where": "n > 0"}}, "share": {"ratio": {"of": "n > 0"}}, "n": "count"}
@@ -80,15 +99,26 @@ def test_equal_counts_are_one_column_of_state() -> None:
     assert [column.name for column in metric.state] == ["events", "events where n > 0"]
 
 
+@pytest.mark.parametrize(("one", "other"), [
+    ({"argmin": {"of": "a,b", "by": "c"}}, {"argmin": {"of": "a", "by": "b,c"}}), ({"top": {"of": "a", "by": "b"}}, {"top": "a by b"}),
+    ({"min": {"of": "a", "where": "(b = 2)"}}, {"min": "a) where (b = 2"}),
+])  # fmt: skip
+def test_names_of_fields_do_not_make_one_state_of_two(one: Any, other: Any) -> None:
+    fields = {"a": [1, 2, 3], "b": [3, 2, 1], "c": [1, 1, 2], "a,b": [10, 20, 30], "b,c": [5, 6, 4], "a by b": [7, 8, 8], "a) where (b = 2": [0, 1, 2]}
+    schema = events_of(fields).schema
+    metric = build_metric(AggregateOptions(metric="m", window={"tumbling": "1s"}, aggregates={"one": one, "two": other}), schema)
+    assert len(metric.state) == 3
+
+
 @pytest.mark.parametrize(("aggregate", "message"), [
     ({"count": "nam"}, "count of 'nam': the schema has no such field - did you mean 'name'?"),
     ({"min": "flag"}, "min needs a number, date, timestamp or string; field 'flag' is bool"),
-    ({"any": "n"}, "any needs a boolean field or a condition, such as `n IS NOT NULL`; field 'n' is int64"),
+    ({"max": "took"}, "max needs a number, date, timestamp or string; field 'took' is duration[us]"), ({"any": "n"}, "any needs a boolean field or a condition, such as `n IS NOT NULL`; field 'n' is int64"),
     ({"all": "flagg"}, "flagg"), ({"ratio": {"of": "n + 1"}}, "is no condition"), ({"ratio": {"of": "n > 0", "to": "m > 0"}}, "'m"),
     ({"count": {"where": "n >"}}, "n >"),
 ])  # fmt: skip
 def test_mistakes_are_told_when_the_job_is_checked(aggregate: dict[str, Any], message: str) -> None:
-    events = events_of({"name": ["a"], "n": [1], "flag": [True]})
+    events = events_of({"name": ["a"], "n": [1], "flag": [True], "took": pa.array([1], pa.duration("us"))})
     with pytest.raises(PydanticCustomError) as raised:
         result_of(aggregate, events)
     assert message in str(raised.value)

@@ -109,6 +109,21 @@ def test_by_the_sum_of_another_field(data: st.DataObject, kind: tuple[pa.DataTyp
     assert {entry["error"] for entry in listed} <= {0}
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_sums_with_heavy_tails_beyond_the_capacity(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    events = [("a", int(x), int(w)) for x, w in zip(rng.integers(0, 400, 2_000), 1 + rng.pareto(0.6, 2_000) * 100, strict=True)]
+    true: Counter[int] = Counter()
+    for _, value, weight in events:
+        true[value] += weight
+    schema = pa.schema([("x", pa.int64()), ("w", pa.int64())])
+    listed = results({"t": {"top": {"of": "x", "k": 5, "by": "w", "capacity": 20}}}, schema, events, seed)["a"]["t"]
+    error = listed[0]["error"]
+    assert 0 < error <= true.total() / 21
+    assert all(true[entry["value"]] - error <= entry["sum"] <= true[entry["value"]] for entry in listed)
+    assert all(true[value] <= listed[-1]["sum"] + error for value in true.keys() - {entry["value"] for entry in listed})
+
+
 @pytest.mark.parametrize(("kind", "weights"), [
     (pa.uint64(), [2**64 - 1, 1]), (pa.int64(), [2**63 - 1, 2**63 - 1]), (pa.float64(), [math.inf, 1.0]), (pa.float64(), [1e19, 2.0**62]),
 ])  # fmt: skip
