@@ -15,10 +15,10 @@ from benchmarks.measure import run
 KEYS = (1_000, 100_000, 1_000_000)
 SESSIONS = 100_000
 SLIDES = (1, 10, 60)
-RATE = 100_000
-"""Events per second of event time, so in each slide."""
-SESSIONS_SHARE = 0.4
-"""Sessions get so much of the events: they cost more."""
+RATE = 1_000_000
+"""Events per second of event time, so in each slide: what a window costs besides its events is the same for few."""
+SHARES = {"keys": 1.0, "sessions": 0.4, "sliding": 2.0}
+"""Sessions get so much of the events, for they cost more; sliding windows more, for after the last event as many windows end as overlap."""
 
 PARTS = ("keys", "sessions", "sliding")
 
@@ -65,7 +65,7 @@ def measure(parts: tuple[str, ...], events: int, runs: int, folder: Path, say: C
         starts.append(start.cpu_s)
         for place, (key, case) in enumerate(cases.items()):
             say(f"run {number + 1}: {', '.join(key)} ...")
-            found[key].append(_steps(*case) if isinstance(case, tuple) else _job(case, events, median(starts), where / f"{place}-{number}"))
+            found[key].append(_steps(*case) if isinstance(case, tuple) else _job(case, int(events * SHARES[key[0].split(",")[0]]), median(starts), where / f"{place}-{number}"))
     first = {part: median(ns for ns, *_ in measured) for (part, _), measured in reversed(found.items())}
     return [_row(part, case, measured, first[part]) for (part, case), measured in found.items()]
 
@@ -77,7 +77,7 @@ def _cases(events: int) -> dict[tuple[str, str], Case | tuple[str, int, int]]:
     return {
         **{(f"keys{steps}", f"{keys:,}"): ("keys", keys, events) for keys in KEYS},
         **{(f"keys{whole}", f"{keys:,}"): Case({"tumbling": "1m"}, keys, one_window) for keys in KEYS},
-        (f"sessions{steps}", f"{SESSIONS:,} open"): ("sessions", SESSIONS, int(events * SESSIONS_SHARE)),
+        (f"sessions{steps}", f"{SESSIONS:,} open"): ("sessions", SESSIONS, int(events * SHARES["sessions"])),
         (f"sessions{whole}", f"{SESSIONS:,} open"): Case({"session": "30s"}, SESSIONS, SESSIONS / 10),
         (f"sliding{whole}", "tumbling 1 s"): Case({"tumbling": "1s"}, KEYS[0], RATE),
         **{(f"sliding{whole}", f"sliding {size} every 1 s"): case for size, case in sliding.items()},
@@ -90,7 +90,6 @@ def _steps(what: str, keys: int, events: int, log: Path = Path("/dev/null")) -> 
 
 
 def _job(case: Case, events: int, start: float, folder: Path) -> Measured:
-    events = int(events * SESSIONS_SHARE) if "session" in case.window else events
     cost = jobs.measure(case, events, folder)
     # With size/every = n, each event is in n windows.
     windows = int(case.window["sliding"]["size"][:-1]) if "sliding" in case.window else 1

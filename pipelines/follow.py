@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from streamgauge.pipelines.live import View, view
@@ -13,7 +14,7 @@ from streamgauge.pipelines.run_state import PASSED
 from streamgauge.pipelines.services.errors import ServiceError
 from streamgauge.pipelines.services.flink import EmbeddedFlink
 from streamgauge.pipelines.services.flink_conf import TOLERABLE_CHECKPOINT_FAILURES
-from streamgauge.pipelines.services.flink_rest import FlinkRefused, FlinkRest
+from streamgauge.pipelines.services.flink_rest import END_OF_TIME_MS, FlinkRefused, FlinkRest
 from streamgauge.pipelines.services.process import tail
 from streamgauge.transforms.record import JobRecord
 
@@ -49,33 +50,43 @@ class Follower:
                 self._job_id = next((str(job["jid"]) for job in quietly(self._flink.jobs, [])), None)
                 continue
             self._shown.show(snapshot(self._record, self._figures()))
-            note_watermark(self._flink, self._job_id, self._record)
-            if quietly(lambda: self._at_end(str(self._job_id)), False):
+            passed = note_watermark(self._flink, self._job_id, self._record)
+            if quietly(partial(self._at_end, self._job_id, passed), False):
                 self._shown.show(snapshot(self._record, self._figures()))
                 return "done"
         return "interrupted"
 
-    def _at_end(self, job_id: str) -> bool:
-        """Whether all input was processed and every row is durable.
+    def _at_end(self, job_id: str, passed: int | None) -> bool:
+        """Whether all input was processed and every row is durable; ``passed``: the least watermark.
 
-        Flink's watermarks tell, but those that its REST API shows of a job that was restarted can be old ones for ever. Hence a second
-        way: once a checkpoint was taken with every split read to its end, every later attempt starts there. A checkpoint completes only
-        behind every watermark that was sent before it, and when bundles were open, at least one vertex further on. So after as many
-        checkpoints in one attempt as there are vertices, and one more, the end has come everywhere.
+        Flink's watermarks tell, but those that its REST API shows of a job that was restarted can be old ones for ever, of an attempt that failed
+        over its last rows, too: they are believed only of a job that never failed. Hence a second way: once a checkpoint was taken with every
+        split read to its end, every later attempt starts there. A checkpoint completes only behind every watermark that was sent before it,
+        and when bundles were open, at least one vertex further on. So after as many checkpoints in one attempt as there are vertices, and one
+        more, the end has come everywhere.
         """
-        if self._flink.at_end(job_id):
-            return self._flink.checkpoint_now(job_id)
+        if passed is not None and passed >= END_OF_TIME_MS and not self._flink.exceptions(job_id):
+            return self._flink.checkpoint_now(job_id) and not self._flink.exceptions(job_id)
         attempt = self._flink.attempt(job_id)
         if attempt is None:
             return False
         began, vertices = attempt
         if not self._all_read:
-            self._all_read = self._splits_done(began) and self._flink.checkpoint_now(job_id) and self._flink.attempt(job_id) == attempt
+            read_now = self._splits_done(began) and self._flink.checkpoint_now(job_id) and self._flink.attempt(job_id) == attempt
+            self._all_read = read_now or self._all_read_before(job_id)
         if not self._all_read:
             return False
-        passed = all(self._flink.checkpoint_now(job_id) for _ in range(vertices + 1))
+        told = all(self._flink.checkpoint_now(job_id) for _ in range(vertices + 1))
         # Once more: by now a split whose reader was slow to begin is in the record, too.
-        return passed and self._flink.attempt(job_id) == attempt and self._splits_done()
+        return told and self._flink.attempt(job_id) == attempt and self._splits_done()
+
+    def _all_read_before(self, job_id: str) -> bool:
+        """Whether this attempt began from a checkpoint that was taken with every split read to its end."""
+        checkpoints = self._flink.checkpoints(job_id)
+        restored = (checkpoints["latest"].get("restored") or {}).get("id")
+        taken = [int(each["trigger_timestamp"]) for each in checkpoints["history"] if each["id"] == restored]
+        splits = self._record.all("splits")
+        return bool(taken and splits) and all(split["done"] and split["updated"] * 1e3 < taken[0] for split in splits)
 
     def _splits_done(self, since: int = 0) -> bool:
         """Whether readers have said so of every split that the record knows, after ``since`` (epoch milliseconds)."""
@@ -129,11 +140,12 @@ def failing(checkpoints: dict[str, Any]) -> tuple[int, str]:
     return len(reasons), reasons[0] if reasons else ""
 
 
-def note_watermark(flink: FlinkRest, job_id: str, record: JobRecord) -> None:
-    """Writes down how far every step is, for a replay: see run_state.py."""
-    passed = quietly(lambda: flink.least_watermark(job_id), None)
+def note_watermark(flink: FlinkRest, job_id: str, record: JobRecord) -> int | None:
+    """Writes down how far every step is, for a replay (see run_state.py), and returns it: epoch milliseconds, None when it is not known."""
+    passed: int | None = quietly(lambda: flink.least_watermark(job_id), None)
     if passed is not None:
         record.put(*PASSED, {"watermark": passed})
+    return passed
 
 
 def embedded_state(flink: EmbeddedFlink, state: Callable[[], str]) -> Callable[[], str]:

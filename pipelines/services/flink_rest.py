@@ -35,6 +35,7 @@ class FlinkRest:
 
     def __init__(self, rest_url: str) -> None:
         self.rest_url = rest_url.rstrip("/")
+        self._plans: dict[str, list[dict[str, Any]]] = {}
 
     def overview(self) -> dict[str, Any]:
         """`taskmanagers`, `slots-total`, `slots-available`, `jobs-running`, `flink-version` and so on."""
@@ -72,7 +73,7 @@ class FlinkRest:
     def least_watermark(self, job_id: str) -> int | None:
         """The least input watermark of the vertices that read from another, epoch milliseconds; None while one of them has none.
 
-        It may be an old one: a job that was restarted can show those of an earlier attempt.
+        ``END_OF_TIME_MS`` and more: all input was processed. It may be an old one: a job that was restarted can show those of an earlier attempt.
         """
         found = []
         for node in self._nodes(job_id):
@@ -80,19 +81,12 @@ class FlinkRest:
                 found += [int(w["value"]) for w in self._call(f"/jobs/{job_id}/vertices/{node['id']}/watermarks")] or [NO_WATERMARK_MS]
         return None if not found or min(found) == NO_WATERMARK_MS else min(found)
 
-    def at_end(self, job_id: str) -> bool:
-        """Whether the watermark of every vertex that reads from another has reached the end of time: all input was processed."""
-        nodes = self._nodes(job_id)
-        for node in nodes:
-            if node.get("inputs"):
-                values = [int(w["value"]) for w in self._call(f"/jobs/{job_id}/vertices/{node['id']}/watermarks")]
-                if not values or min(values) < END_OF_TIME_MS:
-                    return False
-        return bool(nodes)
-
     def _nodes(self, job_id: str) -> list[dict[str, Any]]:
         """The vertices of the job's plan; none while a new JobManager makes itself familiar with the job."""
-        return list(self._call(f"/jobs/{job_id}/plan")["plan"].get("nodes") or [])
+        nodes = self._plans.get(job_id) or list(self._call(f"/jobs/{job_id}/plan")["plan"].get("nodes") or [])
+        if nodes:
+            self._plans[job_id] = nodes
+        return nodes
 
     def attempt(self, job_id: str) -> tuple[int, int] | None:
         """Tells one attempt to run the job from the next: when its first vertex started (epoch milliseconds), and how many vertices it has.

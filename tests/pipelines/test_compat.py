@@ -20,6 +20,7 @@ from streamgauge.pipelines.job import Job, load_job
 from streamgauge.pipelines.job_layout import layout_of
 from streamgauge.pipelines.services.errors import ServiceError
 from streamgauge.pipelines.services.flink import EmbeddedFlink, latest_checkpoint, silence_unknown_options
+from streamgauge.pipelines.services.flink_rest import END_OF_TIME_MS
 from streamgauge.transforms.record import JobRecord
 from streamgauge.transforms.state_layout import Layout, earlier_partials, read_layouts, schema_of, write_layouts
 
@@ -370,7 +371,7 @@ def run_on_flink(job: Job, folder: Path, restore: Path | None, until_checkpoint:
                 if job_id and (
                     stored and flink.checkpoints(job_id)["counts"]["completed"] >= until_checkpoint
                     if until_checkpoint
-                    else flink.at_end(job_id) and flink.checkpoint_now(job_id)
+                    else flink.least_watermark(job_id) == END_OF_TIME_MS and flink.checkpoint_now(job_id)
                 ):
                     flink.cancel(job_id)
                     return

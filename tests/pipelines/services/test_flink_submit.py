@@ -87,5 +87,4 @@ def test_failing_checkpoints_are_counted_since_the_last_good_one() -> None:
 def test_what_a_recovering_job_manager_leaves_out_is_no_end_of_input(answers: tuple[FlinkRest, dict[str, Any]]) -> None:
     flink, found = answers
     found["/jobs/1/plan"] = {"plan": {}}
-    assert not flink.at_end("1")
     assert flink.least_watermark("1") is None
