@@ -9,6 +9,7 @@ Reference: Apache Arrow columnar format, "Serialization and Interprocess Communi
 from __future__ import annotations
 
 import hashlib
+import struct
 from typing import Any
 
 import pyarrow as pa
@@ -41,6 +42,14 @@ def disorder_of(schema: pa.Schema) -> int:
 
 FINGERPRINT_BYTES = 8
 
+COMPRESS_FROM = 1 << 16
+"""Bytes of a batch from which on compression is worth its cost, where a codec compresses."""
+
+_LZ4 = pa.Codec("lz4_raw")
+_SIZES = struct.Struct("<qq")
+_CONTINUATION = b"\xff\xff\xff\xff"
+"""Begins a message of Arrow IPC, and never the sizes that stand before a compressed one."""
+
 
 class SchemaMismatch(ValueError):
     """Bytes were written with another schema than the one that reads them."""
@@ -65,8 +74,9 @@ class BatchCodec:
     [1, None]
     """
 
-    def __init__(self, schema: pa.Schema) -> None:
+    def __init__(self, schema: pa.Schema, *, compress: bool = False) -> None:
         self.schema = schema
+        self._compress = compress
         self.fingerprint = fingerprint(schema)
         self._dictionaries = any(_has_dictionary(field.type) for field in schema)
 
@@ -75,7 +85,11 @@ class BatchCodec:
         if not batch.schema.equals(self.schema):
             raise SchemaMismatch(f"the batch has the columns ({_columns(batch.schema)}), its coder was made for ({_columns(self.schema)})")
         if not self._dictionaries:
-            return b"".join((self.fingerprint, batch.serialize()))
+            message = batch.serialize()
+            if not self._compress or message.size < COMPRESS_FROM:
+                return b"".join((self.fingerprint, message))
+            compressed = _LZ4.compress(message)
+            return b"".join((self.fingerprint, _SIZES.pack(message.size, compressed.size), compressed))
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, self.schema) as writer:
             writer.write_batch(batch)
@@ -91,6 +105,9 @@ class BatchCodec:
             )
         body = pa.py_buffer(data).slice(FINGERPRINT_BYTES)
         if not self._dictionaries:
+            if data[FINGERPRINT_BYTES : FINGERPRINT_BYTES + len(_CONTINUATION)] != _CONTINUATION:
+                size, compressed = _SIZES.unpack_from(data, FINGERPRINT_BYTES)
+                body = _LZ4.decompress(body.slice(_SIZES.size, compressed), size)
             return pa.ipc.read_record_batch(body, self.schema)
         with pa.ipc.open_stream(body) as reader:
             return reader.read_next_batch()
@@ -130,6 +147,11 @@ class BatchCoder(coders.Coder):  # type: ignore[misc]
 
     def decode(self, encoded: bytes) -> pa.RecordBatch:
         return self._codec.decode(encoded)
+
+    def estimate_size(self, value: pa.RecordBatch) -> int:
+        """Bytes of the columns. Beam counts the sizes of elements between fused steps too, and would encode a batch to know its own."""
+        size: int = value.nbytes
+        return size
 
     def is_deterministic(self) -> bool:
         return False

@@ -121,7 +121,7 @@ class Partials:
 
     def __init__(self, metric: Metric, earlier: Sequence[pa.Schema] = ()) -> None:
         self.metric = metric
-        self.codec = BatchCodec(metric.partial_schema)
+        self.codec = BatchCodec(metric.partial_schema, compress=True)
         self._state = metric.state
         self._keys = len(metric.keys)
         self._result_schema = metric.result_schema

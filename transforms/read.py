@@ -1,6 +1,6 @@
 """ReadEvents: the one splittable DoFn that reads every connector.
 
-Each split is one element with one restriction of positions. A call reads for a few tens of milliseconds, claims the position
+Each split is one element with one restriction of positions. A call reads until the source has no more for now, at most for a fifth of a second, claims the position
 after each batch before it emits it, and defers the rest: that lets data and watermark out, and puts the position into the runner's
 checkpoint. The position in the restriction, and nothing else, is what recovery resumes from.
 """
@@ -43,11 +43,12 @@ from streamgauge.transforms.write import keep_dead_letters
 
 MAX_BATCH_EVENTS = 16_384
 MAX_BATCH_BYTES = 4 * 2**20
-CALL_SECONDS = 0.05
+CALL_SECONDS = 0.2
 WAIT_SECONDS = 0.005
 PAUSE_SECONDS = 0.01
-"""A batch is as large as a core's caches like it (more is slower to parse). A call reads for CALL_SECONDS; without data it waits WAIT_SECONDS in the read, then pauses PAUSE_SECONDS between bundles."""
-
+"""A batch is as large as a core's caches like it (more is slower to parse). While batches are full there is more to come, and a call goes on for CALL_SECONDS: what
+a call costs besides is shared by many events. Otherwise it ends, and what it read is on its way; without data it waits WAIT_SECONDS in the read, then pauses
+PAUSE_SECONDS between bundles."""
 
 NOTE_POSITIONS_SECONDS = 1.0
 _INDEXES = Indexes()
@@ -189,7 +190,7 @@ class _Read(beam.DoFn):  # type: ignore[misc]
                 self._note(split, raw.next_position, reader, watermark, index, done=True, finished=at_end)
                 reader.close()
                 return
-            if not len(raw) or time.monotonic() >= deadline:
+            if not _is_full(raw) or time.monotonic() >= deadline:
                 break
         self._note(split, raw.next_position, reader, watermark, index)
         _INDEXES.put_back((str(self._record_folder), self._record_name(split)), index)
@@ -283,6 +284,11 @@ class _Read(beam.DoFn):  # type: ignore[misc]
         )
         known = {"source": source, "split": split.id, "begin": index.begin, "facts": index.facts, "disorder": index.disorder}
         self._record.put("positions", name, known, now=now or done, every=NOTE_POSITIONS_SECONDS)
+
+
+def _is_full(raw: RawBatch) -> bool:
+    """Whether there was more than a batch takes, as far as a connector can say: bounds on bytes are kept by the mean size of a record."""
+    return len(raw) >= MAX_BATCH_EVENTS // 2 or raw.payloads.nbytes >= MAX_BATCH_BYTES // 2
 
 
 def newest_possible(watermark: Timestamp, disorder: int) -> int | None:
