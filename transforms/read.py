@@ -47,7 +47,7 @@ CALL_SECONDS = 0.2
 WAIT_SECONDS = 0.005
 PAUSE_SECONDS = 0.01
 """A batch is as large as a core's caches like it (more is slower to parse). While batches are full there is more to come, and a call goes on for CALL_SECONDS: what
-a call costs besides is shared by many events. Otherwise it ends, and what it read is on its way; without data it waits WAIT_SECONDS in the read, then pauses
+a call costs besides is shared by many events. Otherwise it ends, and what it read is on its way (input that ends has no hurry); without data it waits WAIT_SECONDS in the read, then pauses
 PAUSE_SECONDS between bundles."""
 
 NOTE_POSITIONS_SECONDS = 1.0
@@ -190,7 +190,8 @@ class _Read(beam.DoFn):  # type: ignore[misc]
                 self._note(split, raw.next_position, reader, watermark, index, done=True, finished=at_end)
                 reader.close()
                 return
-            if not _is_full(raw) or time.monotonic() >= deadline:
+            more = len(raw) > 0 if self._connector.bounded else _is_full(raw)
+            if not more or time.monotonic() >= deadline:
                 break
         self._note(split, raw.next_position, reader, watermark, index)
         _INDEXES.put_back((str(self._record_folder), self._record_name(split)), index)

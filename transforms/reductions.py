@@ -1,6 +1,7 @@
 """Sums, minima and maxima by group: what nearly every metric needs, without grouping anew as Arrow's ``group_by`` does.
 
 The same results as Arrow's hash aggregations of these names: nulls do not count, sums of integers wrap around, a group without a value is null.
+NaN is for callers to make null: least and greatest of nothing else are infinite here.
 """
 
 from __future__ import annotations

@@ -58,3 +58,25 @@ def test_a_fingerprint_depends_on_names_types_order_and_nullability() -> None:
     base = [pa.field("a", pa.int64()), pa.field("b", pa.string())]
     variants = [base, base[::-1], [base[0]], [pa.field("a", pa.int32()), base[1]], [pa.field("a", pa.int64(), nullable=False), base[1]]]
     assert len({fingerprint(pa.schema(fields)) for fields in variants}) == len(variants)
+
+
+@given(batches(), st.binary(max_size=3))
+def test_large_batches_are_compressed_and_read_by_codecs_that_do_not(batch: pa.RecordBatch, tail: bytes) -> None:
+    """Whatever stands behind, as marks in state do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streamgauge.transforms.batch.COMPRESS_FROM", 0)
+        encoded = BatchCodec(batch.schema, compress=True).encode(batch)
+    assert BatchCodec(batch.schema).decode(encoded + tail).to_pylist() == batch.to_pylist()
+
+
+def test_compression_is_for_large_batches() -> None:
+    codec = BatchCodec(pa.schema([("x", pa.int64())]), compress=True)
+    small, large = (pa.record_batch({"x": pa.array([7] * rows)}) for rows in (100, 10_000))
+    assert (len(codec.encode(small)) > small.nbytes, len(codec.encode(large)) < large.nbytes / 10) == (True, True)
+    assert codec.decode(codec.encode(large)).equals(large)
+
+
+def test_a_batch_is_not_encoded_to_learn_its_size() -> None:
+    """Beam counts the bytes of elements between fused steps too."""
+    batch = pa.record_batch({"x": pa.array([1, 2]), "y": pa.array(["a", "b"])})
+    assert BatchCoder(batch.schema).estimate_size(batch) == batch.nbytes

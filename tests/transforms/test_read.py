@@ -99,9 +99,21 @@ def test_a_replay_from_any_restriction_reads_the_same_rest(tmp_path: Path) -> No
     made = dofn(payloads, tmp_path, endless=True, step=4)
     first = Call(made, element, Positions(0, UNBOUNDED))
     assert first.residual == Positions(first.positions[-1] + 1, UNBOUNDED)
-    again = Call(made, element, Positions(7, UNBOUNDED))
-    assert again.positions == list(range(7, 20))
+    positions, left = [], Positions(7, UNBOUNDED)
+    while len(positions) < 13:
+        again = Call(made, element, left)
+        assert again.positions, "a call reads what is there"
+        positions, left = positions + again.positions, again.residual
+    assert positions == list(range(7, 20))
     assert again.watermark.micros == (19_000 - 1_000 - 1) * 1000
+
+
+@pytest.mark.parametrize(("full", "read"), [(4, 10), (100, 4)])
+def test_a_call_goes_on_while_batches_are_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: int, read: int) -> None:
+    """What was read alone is on its way at once; in a backlog a call reads more. (A batch of half the size counts as full.)"""
+    monkeypatch.setattr("streamgauge.transforms.read.MAX_BATCH_EVENTS", full)
+    made = dofn([event(t=1000 * i, v=i) for i in range(10)], tmp_path, endless=True, step=4)
+    assert Call(made, split_element(0, Split("s", 0)), Positions(0, UNBOUNDED)).positions == list(range(read))
 
 
 def test_an_endless_split_defers_at_its_end_and_drains_when_asked(tmp_path: Path) -> None:
