@@ -31,7 +31,7 @@ SLICED: dict[str, dict[str, Any]] = {
     "slide": {"sliding": {"size": "10s", "every": "1s"}}, "hop": {"sliding": {"size": "7s", "every": "3s"}}, "to_date": {"cumulative": {"size": "30s", "every": "5s"}},
     "plain": {"tumbling": "2s"},
 }  # fmt: skip
-METRICS = {**SLICED, "everything": "global", "visits": {"session": {"gap": GAP, "max": LONGEST}}}
+METRICS = {**SLICED, "everything": "global", "visits": {"session": {"gap": f"{GAP}us", "max": f"{LONGEST}us"}}}
 METRIC = """
     - type: AggregateWindows
       name: {name}
