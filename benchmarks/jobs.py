@@ -13,10 +13,10 @@ from typing import Any
 import duckdb
 
 from benchmarks.measure import run
+from benchmarks.topic import FIELDS
 from streamgauge.pipelines.job import job_folder
 from streamgauge.transforms.record import JobRecord
 
-FIELDS = {"ts": "int64", "user": "int64", "metric": "string", "value": "double", "host": "string", "region": "string"}
 METRICS = 20
 FEW = 40_000
 """Events of a run that costs what starting costs."""

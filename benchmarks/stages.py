@@ -8,7 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from benchmarks.workload import TOPIC, Workload
+from benchmarks.topic import FIELDS, TOPIC
+from benchmarks.workload import Workload
 from streamgauge.transforms.aggregate import AggregateOptions, build_metric
 from streamgauge.transforms.batch import EVENT_TIME, BatchCodec
 from streamgauge.transforms.event_time import EventTime, TimeOptions
@@ -18,7 +19,6 @@ from streamgauge.transforms.read import MAX_BATCH_BYTES, MAX_BATCH_EVENTS
 from streamgauge.transforms.sources.generator import Generator
 from streamgauge.transforms.sources.kafka import Kafka
 
-FIELDS = {"ts": "int64", "user": "int64", "metric": "string", "value": "double", "host": "string", "region": "string"}
 ROUNDS = 40
 
 

@@ -24,6 +24,7 @@ from streamgauge.pipelines.run_cluster import Launch, run_on_cluster
 from streamgauge.pipelines.run_scope import interrupts, logs_to, only_run, shown_as, stderr_to, waiting_for
 from streamgauge.pipelines.run_state import Run, check_fits, last_run, remember, start_anew, start_layouts, start_replay
 from streamgauge.pipelines.services.flink import EmbeddedFlink, flink_options, latest_checkpoint
+from streamgauge.pipelines.services.quick_bundles import quick_bundles
 from streamgauge.transforms.dead_letter import SCHEMA as DEAD_LETTER_SCHEMA
 from streamgauge.transforms.record import JobRecord
 from streamgauge.transforms.reduce import late_schema
@@ -54,6 +55,8 @@ def run_job(
         raise JobError(f"--flink {flink} and --runner {runner} do not go together; leave one of them out")
     folder = job_folder(job.name)
     folder.mkdir(parents=True, exist_ok=True)
+    if flink is None:
+        quick_bundles()
     with only_run(folder, job.name), shown_as(job.name, json_lines) as shown, logs_to(folder / "worker.log"):
         for read in job.reads:
             connector = read.source.create()

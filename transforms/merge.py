@@ -117,15 +117,22 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
         partials: Any = beam.DoFn.StateParam(PARTIALS),
         end: Any = beam.DoFn.TimerParam(END),
         emit: Any = beam.DoFn.TimerParam(EMIT),
-    ) -> None:
+        progress: Any = beam.DoFn.TimerParam(PROGRESS),
+    ) -> Iterator[Any]:
         shard, partial = element
         partials.add(partial + NEW)
         key = (shard, window.start.micros)
         if key not in self._armed:
             self._armed.add(key)
             end.set(Timestamp(micros=self._end(window) - _MS))
+            if self._emit_every == 0:
+                # Here and now: a timer would come with the next bundle. What else comes in this one waits for that.
+                yield from self._early(key, window, partials, progress)
+                return
             if self._emit_every is not None:
                 emit.set(next_emission(self._emit_every))
+        elif self._emit_every == 0:
+            emit.set(next_emission(0))
         appended = self._appended.get(key, 0) + 1
         if appended >= COMPACT_AFTER:
             self._compact(partials)
@@ -157,14 +164,18 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
         progress: Any = beam.DoFn.TimerParam(PROGRESS),
     ) -> Iterator[Any]:
         """The result so far."""
-        self._forget(key, window)
-        self._progress.ask(progress, window.start.micros, self._end(window))
-        yield from self._emit(key, partials, window, final=False)
+        self._armed.discard((key, window.start.micros))
+        yield from self._early((key, window.start.micros), window, partials, progress)
 
     @on_timer(PROGRESS)
     def progressed(self, fired: Any = beam.DoFn.TimestampParam) -> None:
         """The watermark passed a moment within a window."""
         self._progress.see(fired)
+
+    def _early(self, key: tuple[bytes, int], window: Any, partials: Any, progress: Any) -> Iterator[Any]:
+        self._appended.pop(key, None)
+        self._progress.ask(progress, window.start.micros, self._end(window))
+        yield from self._emit(key[0], partials, window, final=False)
 
     def _emit(self, key: bytes, partials: Any, window: Any, *, final: bool) -> Iterator[Any]:
         stored = list(partials.read())

@@ -69,14 +69,22 @@ class Stored:
 
 
 def late_schema(metric: Metric) -> pa.Schema:
-    """Columns of a late event: metric, window_start, split, position, event_time, then its fields."""
+    """Columns of a late event: metric, window_start, split, position, item (its number within the record, from 0), event_time, then its fields."""
     stamp = EVENT_TIME_TYPE
     fields = [field for field in metric.schema if not field.name.startswith("__")]
-    lineage = [("metric", pa.string()), ("window_start", stamp), ("split", pa.string()), ("position", pa.int64()), ("event_time", stamp)]
+    lineage = [("metric", pa.string()), ("window_start", stamp), ("split", pa.string()), ("position", pa.int64()), ("item", pa.int64()), ("event_time", stamp)]
     taken = {name for name, _ in lineage}
     columns = [pa.field(name, kind, nullable=False) for name, kind in lineage]
     columns += [pa.field(f"field_{field.name}" if field.name in taken else field.name, field.type) for field in fields]
-    return RowSpec("late", key=("metric", "window_start", "split", "position"), time="window_start").attach(pa.schema(columns))
+    return RowSpec("late", key=("metric", "window_start", "split", "position", "item"), time="window_start").attach(pa.schema(columns))
+
+
+def _items(events: pa.RecordBatch) -> Times:
+    """The number of each event within its record: those of one split and position stand together, in an order that a replay repeats."""
+    splits, positions = events.column(SPLIT).indices.to_numpy(), events.column(POSITION).to_numpy()
+    begins = np.append(0, np.flatnonzero((splits[1:] != splits[:-1]) | (positions[1:] != positions[:-1])) + 1)
+    found: Times = np.arange(len(positions)) - np.repeat(begins, np.diff(begins, append=len(positions)))
+    return found
 
 
 def _shard_key(shard: int) -> bytes:
@@ -127,7 +135,7 @@ class _PartialDoFn(beam.DoFn):  # type: ignore[misc]
             kept = ~late
         if late is not None:
             if late.any():
-                yield self._late_rows(events.filter(pa.array(late)), slices[late], timestamp)
+                yield self._late_rows(events.filter(pa.array(late)), slices[late], _items(events)[late], timestamp)
             events, slices = events.filter(pa.array(kept)), slices[kept]
             if not events.num_rows:
                 return
@@ -191,14 +199,14 @@ class _PartialDoFn(beam.DoFn):  # type: ignore[misc]
     def _note(self, kind: str, events: int) -> None:
         self._record.put(kind, f"{self._metric.name}-{os.getpid()}-{id(self)}", {"metric": self._metric.name, "events": events}, now=True)
 
-    def _late_rows(self, events: pa.RecordBatch, slices: Times, timestamp: Any) -> Any:
+    def _late_rows(self, events: pa.RecordBatch, slices: Times, items: Times, timestamp: Any) -> Any:
         self._late_count += events.num_rows
         self._late.inc(events.num_rows)
         self._note("late", self._late_count)
         fields = [column for column, name in zip(events.columns, events.schema.names, strict=True) if not name.startswith("__")]
         columns = [
             pa.repeat(self._metric.name, events.num_rows), pa.array(slices).cast(EVENT_TIME_TYPE),
-            events.column(SPLIT).cast(pa.string()), events.column(POSITION), events.column(EVENT_TIME), *fields,
+            events.column(SPLIT).cast(pa.string()), events.column(POSITION), pa.array(items), events.column(EVENT_TIME), *fields,
         ]
         return beam.pvalue.TaggedOutput("late", TimestampedValue(pa.record_batch(columns, schema=self._late_schema), timestamp))
 

@@ -22,7 +22,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Duration, Timestamp
 
-from benchmarks.workload import PARTITIONS, TABLE, TOPIC
+from benchmarks.topic import PARTITIONS, TABLE, TOPIC
 from streamgauge.pipelines.follow import wait_for_end
 from streamgauge.pipelines.services.flink import EmbeddedFlink, silence_unknown_options
 from streamgauge.transforms.read import _PositionsProvider

@@ -1,8 +1,9 @@
-"""The hand-written consumer: confluent-kafka, orjson and a dictionary, one process. No state that survives it, no late events."""
+"""The hand-written consumer: confluent-kafka, orjson and a dictionary, in one process or several. No state that survives it, no late events."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sqlite3
 import sys
 import time
@@ -11,16 +12,32 @@ from datetime import datetime, timezone
 import orjson
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
-from benchmarks.workload import PARTITIONS, TABLE, TOPIC
+from benchmarks.topic import PARTITIONS, TABLE, TOPIC
+
+Windows = dict[tuple[int, str, str], list[float]]
+"""(second, metric, host) -> count, sum, min, max."""
 
 
-def main(brokers: str, database: str, events: int) -> None:
+def main(brokers: str, database: str, events: int, processes: int = 1) -> None:
+    shares = [list(range(first, PARTITIONS, processes)) for first in range(processes)]
+    given = [(brokers, share, events // PARTITIONS * len(share)) for share in shares]
+    if processes == 1:
+        parts = [loop(*given[0])]
+    else:
+        with multiprocessing.get_context("spawn").Pool(processes) as pool:
+            parts = pool.starmap(loop, given)
+    store(database, merged([windows for _, windows in parts]))
+    print(json.dumps({"seconds": time.time() - min(began for began, _ in parts)}))
+
+
+def loop(brokers: str, partitions: list[int], events: int) -> tuple[float, Windows]:
+    """When it began to read, and what it found."""
     consumer = Consumer({
         "bootstrap.servers": brokers, "group.id": "loop", "enable.auto.commit": False, "check.crcs": False, "fetch.queue.backoff.ms": 10,
         "queued.min.messages": 1_000_000, "queued.max.messages.kbytes": 1_048_576, "max.partition.fetch.bytes": 8_388_608,
     })  # fmt: skip
-    consumer.assign([TopicPartition(TOPIC, p, OFFSET_BEGINNING) for p in range(PARTITIONS)])
-    windows: dict[tuple[int, str, str], list[float]] = {}
+    consumer.assign([TopicPartition(TOPIC, p, OFFSET_BEGINNING) for p in partitions])
+    windows: Windows = {}
     seen, began = 0, time.time()
     while seen < events:
         for message in consumer.consume(10_000, 1.0):
@@ -39,11 +56,19 @@ def main(brokers: str, database: str, events: int) -> None:
                     found[3] = value
             seen += 1
     consumer.close()
-    store(database, windows)
-    print(json.dumps({"seconds": time.time() - began}))
+    return began, windows
 
 
-def store(database: str, windows: dict[tuple[int, str, str], list[float]]) -> None:
+def merged(parts: list[Windows]) -> Windows:
+    windows, *others = parts
+    for other in others:
+        for key, (count, total, lo, hi) in other.items():
+            found = windows.setdefault(key, [0, 0.0, lo, hi])
+            found[:] = found[0] + count, found[1] + total, min(found[2], lo), max(found[3], hi)
+    return windows
+
+
+def store(database: str, windows: Windows) -> None:
     with sqlite3.connect(database) as connection:
         connection.execute(f"CREATE TABLE {TABLE} (window_start TEXT, series TEXT, host TEXT, events INTEGER, total REAL, lo REAL, hi REAL)")
         rows = (
@@ -54,4 +79,4 @@ def store(database: str, windows: dict[tuple[int, str, str], list[float]]) -> No
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))

@@ -80,6 +80,9 @@ def run_worker(control_endpoint: str, worker_id: str) -> None:
     logging.basicConfig(level=logging.WARNING, format=f"%(asctime)s %(levelname)s {worker_id} ({os.getpid()}) %(name)s %(message)s", force=True)
     from apache_beam.runners.worker.sdk_worker import SdkHarness
 
+    from streamgauge.pipelines.services.quick_bundles import quick_bundles
+
+    quick_bundles()
     SdkHarness(control_endpoint, worker_id=worker_id, state_cache_size=STATE_CACHE_MB * 2**20).run()
 
 

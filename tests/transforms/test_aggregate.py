@@ -32,16 +32,16 @@ FIELDS = pa.schema([
 Event = tuple[int, str | None, int]
 
 
-def run(events: list[Event], cuts: list[int], disorder: int, **options: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """One split of events, cut into batches, with the watermarks that ReadEvents would report."""
+def run(events: list[Event], cuts: list[int], disorder: int, record: int = 1, **options: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """One split of events, ``record`` of them a position, cut into batches, with the watermarks that ReadEvents would report."""
     schema = with_disorder(FIELDS, disorder)
-    edges = sorted({0, len(events), *(cut % (len(events) + 1) for cut in cuts)})
+    edges = sorted({0, len(events), *(cut % (len(events) + 1) // record * record for cut in cuts)})
     elements = []
     for first, last in pairwise(edges):
         part = events[first:last]
         columns = [
             pa.array([time for time, _, _ in part]).cast(EVENT_TIME_TYPE),
-            pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(part), np.int8)), pa.array(["s"])), pa.array(range(first, last), pa.int64()),
+            pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(part), np.int8)), pa.array(["s"])), pa.array([place // record for place in range(first, last)], pa.int64()),
             pa.array([key for _, key, _ in part], pa.string()), pa.array([value for _, _, value in part], pa.int64()),
         ]
         before = Timestamp(micros=reported(max(time for time, _, _ in events[:first]), disorder)) if first else MIN_TIMESTAMP
@@ -84,6 +84,14 @@ def test_every_event_is_in_one_result_or_late(events: list[Event], cuts: list[in
     assert {key: row["events"] for key, row in rows.items()} == dict(counts)
     assert {key: row["total"] for key, row in rows.items()} == {key: totals[key] for key in counts}
     assert all(row["final"] and row["revision"] == row["events"] and row["metric"] == "m" for row in found)
+
+
+@settings(deadline=None, max_examples=6)
+@given(EVENTS, st.lists(st.integers(0, 100), max_size=6), st.integers(2, 5))
+def test_late_events_of_one_record_have_keys_of_their_own(events: list[Event], cuts: list[int], record: int) -> None:
+    _, one_each = run(events, [], 0)
+    _, late = run(events, cuts, 0, record)
+    assert sorted(row["position"] * record + row["item"] for row in late) == sorted(row["position"] for row in one_each)
 
 
 @pytest.mark.parametrize("emit", ["on_change", {"every": "1s"}])

@@ -7,5 +7,6 @@ FORMATS = Registry(
     {
         "json": "streamgauge.transforms.formats.json:Json",
         "csv": "streamgauge.transforms.formats.csv:Csv",
+        "arrow": "streamgauge.transforms.formats.arrow:Arrow",
     },
 )

@@ -159,7 +159,7 @@ def test_two_processes_download_once(repository: Repository, tmp_path: Path) -> 
 
 def test_the_real_lock_file_is_whole() -> None:
     sets = jars.lock(jars.LOCK_FILE)
-    assert set(sets) == {"flink", "kafka", "questdb", "ecj"}
+    assert set(sets) == {"flink", "kafka", "questdb", "ecj", "bench"}
     for locked in sets.values():
         assert locked
         assert len({jar.path for jar in locked}) == len(locked)
