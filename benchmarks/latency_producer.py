@@ -17,7 +17,8 @@ METRICS, HOSTS = 20, 50
 PROBE = "probe"
 """Metric of the marker events: each has a host of its own, so that a row of the result is one event."""
 PROBES_PER_SECOND = 100
-LINGER_MS = 2
+LINGER_MS = 5
+"""Kafka's default since 4.0."""
 TICK_SECONDS = 0.001
 COUNT_MICROS = 50_000
 """Events are counted in steps of so much event time, for the check of the results; every window is a multiple of it."""

@@ -30,7 +30,7 @@ from streamgauge.transforms.record import JobRecord
 from streamgauge.transforms.reduce import late_schema
 from streamgauge.transforms.rows import RowSpec
 
-PARALLELISM = 2
+PARALLELISM = 1
 CHECKPOINT_MS = 1_000
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""

@@ -59,9 +59,9 @@ class EventTime:
     def apply(self, raw: RawBatch, parsed: Parsed) -> Parsed:
         """Events of ``self.schema``; rejects grow by those without a usable event time."""
         times = self._times(raw, parsed)
-        usable = pc.fill_null(pc.and_(pc.greater_equal(times, MIN_TIME), pc.less_equal(times, MAX_TIME)), False)
         events, rows = parsed.events, parsed.rows
-        if not pc.all(usable).as_py():
+        if not _all_usable(times):
+            usable = pc.fill_null(pc.and_(pc.greater_equal(times, MIN_TIME), pc.less_equal(times, MAX_TIME)), False)
             for index in pc.indices_nonzero(pc.invert(usable)).to_pylist():
                 found = times[index].as_py()
                 what = "there is none" if found is None else f"{found} microseconds since the epoch is not within the years 2 to 9998"
@@ -69,7 +69,7 @@ class EventTime:
             kept = pc.indices_nonzero(usable)
             events, times = events.take(kept), times.take(kept)
             rows = kept.to_numpy().astype("int64") if rows is None else rows[kept.to_numpy()]
-        columns = [times.cast(EVENT_TIME_TYPE), *events.columns]
+        columns = [times.view(EVENT_TIME_TYPE), *events.columns]
         return Parsed(pa.record_batch(columns, schema=self.schema), rows, parsed.rejects)
 
     def _times(self, raw: RawBatch, parsed: Parsed) -> pa.Array:
@@ -90,7 +90,17 @@ class EventTime:
         if pa.types.is_uint64(column.type):
             column = pc.if_else(pc.less(column, pa.scalar(2**63, pa.uint64())), column, None)
         whole = column.cast(pa.int64())
-        numbers = pc.fill_null(whole, 0).to_numpy()
-        units, limit = numbers // divisor, (2**63 - 1) // factor
+        numbers = (pc.fill_null(whole, 0) if whole.null_count else whole).to_numpy()
+        units, limit = numbers // divisor if divisor > 1 else numbers, (2**63 - 1) // factor
         inside = (units <= limit) & (units >= -limit)
+        if inside.all() and not whole.null_count:
+            return pa.array(units * factor)
         return pa.array(np.where(inside, units, 0) * factor, mask=np.asarray(pc.is_null(whole)) | ~inside)
+
+
+def _all_usable(times: pa.Array) -> bool:
+    """Without the kernels that tell which are not: few batches have any."""
+    if times.null_count:
+        return False
+    found = times.to_numpy()
+    return not len(found) or bool(found.min() >= MIN_TIME and found.max() <= MAX_TIME)

@@ -196,7 +196,7 @@ class _Read(beam.DoFn):  # type: ignore[misc]
         self._note(split, raw.next_position, reader, watermark, index)
         _INDEXES.put_back((str(self._record_folder), self._record_name(split)), index)
         self._readers.put_back(split, reader)
-        tracker.defer_remainder(Duration() if len(raw) else Duration(PAUSE_SECONDS))
+        tracker.defer_remainder(Duration() if more else Duration(PAUSE_SECONDS))
 
     def _index(self, split: Split, position: int, reader: OpenReader, watermark: SplitWatermark) -> PositionIndex:
         """What is known of the split's positions: from the last call, else from the job's record, else from the run that is replayed.
