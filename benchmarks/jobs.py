@@ -12,10 +12,9 @@ from typing import Any
 
 import duckdb
 
-from benchmarks.measure import run
+from benchmarks.measure import run, seconds_of
 from benchmarks.topic import FIELDS
 from streamgauge.pipelines.job import job_folder
-from streamgauge.transforms.record import JobRecord
 
 METRICS = 20
 FEW = 40_000
@@ -71,10 +70,7 @@ def measure(case: Case, events: int, folder: Path) -> Cost:
 
 def main(job: Path) -> None:
     subprocess.run([sys.executable, "-m", "streamgauge.pipelines.cli", "run", str(job), "--runner=flink", "--fresh"], check=True, stdout=sys.stderr)
-    record = JobRecord(job_folder(job.stem) / "record")
-    began = min(split["opened"] for split in record.all("splits"))
-    ended = max(sink["updated"] for sink in record.all("sinks"))
-    print(json.dumps({"seconds": ended - began}))
+    print(json.dumps({"seconds": seconds_of(job_folder(job.stem) / "record")}))
 
 
 if __name__ == "__main__":

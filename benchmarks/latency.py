@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--contender", action="append", choices=CONTENDERS, help="Only this contender; may be repeated.")
     made.add_argument("--window-ms", type=int, action="append", help="Windows of so many milliseconds, multiples of 50 (default 1000, and 100 and 250 at one rate).")
     made.add_argument("--emit", default="on_change", help="Early results of windows of a second and more: on_change, final, or a period such as 50ms (default %(default)s).")
-    made.add_argument("--shards", type=int, default=4, help="Parts that the keys are divided into (default %(default)s).")
+    made.add_argument("--shards", type=int, default=1, help="Parts that the keys are divided into (default %(default)s).")
     made.add_argument("--option", action="append", default=[], help="One more argument for `streamgauge run`, as in --option=--parallelism=1; may be repeated.")
     made.add_argument("--trace", action="store_true", help="Also note where each probe was and when: see latency_trace.py.")
     made.add_argument("--json", type=Path, help="Write the figures as a list of objects to this file.")

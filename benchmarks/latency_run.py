@@ -52,7 +52,7 @@ class Case:
     rate: int
     window_ms: int = 1000
     emit: str = "on_change"
-    shards: int = 4
+    shards: int = 1
     options: tuple[str, ...] = ()
 
     @property

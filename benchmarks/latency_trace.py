@@ -69,9 +69,9 @@ def install(notes: Any) -> None:
         return noted
 
     def process(original: Any) -> Any:
-        def noted(self: Any, element: Any, window: Any, partials: Any, end: Any, emit: Any) -> Any:
+        def noted(self: Any, element: Any, window: Any, partials: Any, end: Any, emit: Any, progress: Any) -> Iterator[Any]:
             note("merge", now(), probes(self._partials.decode(element[1]), "series"))
-            return original(self, element, window, partials, end, emit)
+            yield from original(self, element, window, partials, end, emit, progress)
 
         noted.__defaults__ = original.__defaults__  # Beam reads from them what to give
         return noted

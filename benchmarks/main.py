@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks import aggregates, latency, metrics, report, variants, windows
+from benchmarks import aggregates, instructions, latency, metrics, report, variants, windows
 from benchmarks.contenders import CONTENDERS
 from benchmarks.measure import ContenderFailed
 from streamgauge.pipelines.services.errors import ServiceError
@@ -19,6 +19,8 @@ from streamgauge.pipelines.services.kafka import KafkaServer
 
 
 def main() -> int:
+    if "--instructions" in sys.argv:
+        return instructions.main(["--write"] if "--write" in sys.argv else [])
     if "--latency" in sys.argv:
         return latency.main([argument for argument in sys.argv[1:] if argument != "--latency"])
     options = parser().parse_args()
@@ -36,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--windows", nargs="*", choices=windows.PARTS, help="Instead: what keys, sessions and sliding windows cost; no Kafka. All, or those named.")
     made.add_argument("--aggregates", action="store_true", help="Instead: CPU time an event and state a key of each aggregate; no Kafka.")
     made.add_argument("--variants", nargs="*", choices=variants.VARIANTS, metavar="VARIANT", help=f"Instead: one thing changed at a time. All, or those named: {', '.join(variants.VARIANTS)}.")
+    made.add_argument("--instructions", action="store_true", help="Instead: machine instructions an event of the kernels, beside those of an earlier commit; --write keeps them for later ones.")
     made.add_argument("--latency", action="store_true", help="Instead: milliseconds from an event to its effect in a store; see scripts/bench --latency --help.")
     return made
 

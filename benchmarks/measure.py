@@ -8,8 +8,11 @@ import subprocess
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
+
+from streamgauge.transforms.record import JobRecord
 
 SAMPLE_SECONDS = 0.2
 
@@ -36,7 +39,7 @@ class ContenderFailed(RuntimeError):
     """The contender ended with an error; the message has what it printed last."""
 
 
-def run(command: list[str], log: Path) -> tuple[dict[str, float], float, float]:
+def run(command: list[str], log: Path) -> tuple[dict[str, Any], float, float]:
     """(what it printed as its last line of JSON, CPU seconds, peak MB) of a command and all its descendants."""
     with log.open("wb") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, start_new_session=True)
@@ -52,6 +55,12 @@ def run(command: list[str], log: Path) -> tuple[dict[str, float], float, float]:
     # Descendants that were waited for are in the usage; those that were not, in the samples.
     cpu = max(usage.ru_utime + usage.ru_stime, sampler.cpu_s)
     return json.loads(output.strip().splitlines()[-1]), cpu, sampler.peak_mb
+
+
+def seconds_of(record: Path) -> float:
+    """From the first record read to the last row stored, by the record of a job of ours."""
+    found = JobRecord(record)
+    return float(max(sink["updated"] for sink in found.all("sinks")) - min(split["opened"] for split in found.all("splits")))
 
 
 class _Sampler(threading.Thread):

@@ -4,7 +4,7 @@ What was decided, and why it is fair:
 
 - The Flink is that of streamgauge's clusters (the wheel apache-flink-libraries) with a mini cluster in the JVM that submits, so that like
   streamgauge's embedded Flink it is one JVM. Its compilers are the JVM's default, since events pass through it one by one.
-- The same parallelism (2), heap, state backend (hash map), interval of checkpoints (1 s) and disorder as streamgauge's. All
+- The same heap, state backend (hash map), interval of checkpoints (1 s) and disorder as streamgauge's. All
   fields of an event are declared, as by every other contender. Objects are reused, and Kafka is fetched in large pieces.
 - Windows by ``TUMBLE`` with the two steps of aggregation (local, global) that Flink's planner chooses.
 - There is no SQLite for Flink, so its rows go to CSV files, which is less work than an upsert. They are read for the comparison with the right
@@ -31,7 +31,6 @@ from streamgauge.pipelines.services.patches import patch_jar
 from streamgauge.pipelines.services.process import HOST, tail
 
 HERE = Path(__file__).parent
-PARALLELISM = 2
 HEAP = "1536m"
 
 LOG4J = """\
@@ -51,11 +50,11 @@ _RUNS = re.compile(r"^(\S+) ExecutionGraph: Source: .* switched from INITIALIZIN
 _ENDS = re.compile(r"^(\S+) ExecutionGraph: Job .* switched from state RUNNING to FINISHED")
 
 
-def main(brokers: str, database: str, events: int) -> None:
+def main(brokers: str, database: str, events: int, parallelism: int = 1) -> None:
     """Leaves the rows as CSV files in the folder ``database``. Raises ServiceError with what Flink said last."""
     folder = Path(f"{database}.flink")
     folder.mkdir()
-    script, log = _prepare(folder, Path(database), brokers, events), folder / "flink.log"
+    script, log = _prepare(folder, Path(database), brokers, events, parallelism), folder / "flink.log"
     command = java(
         f"-Xmx{HEAP}", *opens(), f"-Djava.io.tmpdir={folder}", "-Djava.net.preferIPv4Stack=true", f"-Dlog.file={log}",
         f"-Dlog4j.configurationFile={folder / 'log4j2.properties'}", "-cp", class_path(_jars()), "streamgauge.RunSql", folder, script,
@@ -77,12 +76,12 @@ def _jars() -> list[Path]:
     return [patch_jar(jars, folder=HERE / "java"), *jars]
 
 
-def _prepare(folder: Path, results: Path, brokers: str, events: int) -> Path:
+def _prepare(folder: Path, results: Path, brokers: str, events: int, parallelism: int) -> Path:
     """Writes Flink's configuration, that of its log, and the script; returns the latter."""
     stop = ";".join(f"partition:{partition},offset:{events // PARTITIONS}" for partition in range(PARTITIONS))
     configuration = {
         "execution.target": "local", "table.local-time-zone": "UTC", "table.dml-sync": "true",
-        "parallelism.default": PARALLELISM, "taskmanager.numberOfTaskSlots": PARALLELISM, "pipeline.object-reuse": "true",
+        "parallelism.default": parallelism, "taskmanager.numberOfTaskSlots": parallelism, "pipeline.object-reuse": "true",
         "state.backend.type": "hashmap", "state.checkpoints.dir": (folder / "checkpoints").as_uri(), "execution.checkpointing.interval": "1 s",
         "io.tmp.dirs": folder / "tmp", "taskmanager.memory.managed.size": "16m", "taskmanager.memory.network.min": "64m",
         "taskmanager.memory.network.max": "64m", "rest.address": HOST, "rest.bind-address": HOST, "rest.bind-port": 0,
@@ -104,4 +103,4 @@ def _times(log: Path) -> tuple[datetime | None, datetime | None]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))

@@ -19,7 +19,7 @@ MAIN = "org.apache.beam.runners.flink.FlinkJobServerDriver"
 START_TIMEOUT_S = 90.0
 # Key groups: fixed, so that a job can be rescaled from its checkpoints.
 MAX_PARALLELISM = 128
-BUNDLE_MS = 10
+BUNDLE_MS = 5
 BUNDLE_ELEMENTS = 1000
 WATERMARK_MS = 20
 

@@ -36,6 +36,8 @@ def common(rest_port: int, checkpoints: Path, savepoints: Path, temporary: Path)
         "taskmanager.bind-host": HOST,
         "taskmanager.host": HOST,
         "io.tmp.dirs": temporary,
+        # What crosses from one step to the next is a table, a few dozen times a second: it is sent at once, and not when a buffer is full or 100 ms are over.
+        "execution.buffer-timeout.interval": "0 ms",
         # Beyond 5 MB checkpoints in JobManager memory fail, and the job restarts in a loop.
         "state.checkpoints.dir": checkpoints.as_uri(),
         "state.savepoints.dir": savepoints.as_uri(),
