@@ -50,37 +50,40 @@ class CannotCountError(RuntimeError):
 
 def count(step: Callable[[], Any]) -> int:
     """Instructions of one call, the second one: the first one loads and remembers what it needs. Raises CannotCountError."""
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # waking the other one on another processor takes ten times as long as on the same
+    processors = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(processors)})  # waking the other one on another processor takes ten times as long as on the same
+    try:
+        return _count(step)
+    finally:
+        os.sched_setaffinity(0, processors)
+
+
+def _count(step: Callable[[], Any]) -> int:
     child = os.fork()
     if child == 0:
         try:
             step()
-            if _libc.ptrace(_TRACEME, 0, None, None):
-                os._exit(2)
-            os.kill(os.getpid(), signal.SIGSTOP)
-            step()
-            os.kill(os.getpid(), signal.SIGSTOP)
+            if _libc.ptrace(_TRACEME, 0, None, None) == 0:
+                os.kill(os.getpid(), signal.SIGSTOP)
+                step()
+                os.kill(os.getpid(), signal.SIGSTOP)
         finally:
             os._exit(1)
     _, status = os.waitpid(child, 0)
-    if not os.WIFSTOPPED(status):
-        raise CannotCountError("ptrace(2) is not allowed here")
-    steps, ptrace, waitpid = 0, _libc.ptrace, os.waitpid
+    steps = 0
     try:
-        while steps < _MOST:
-            if ptrace(_SINGLESTEP, child, None, None):
-                raise CannotCountError(os.strerror(ctypes.get_errno()))
-            _, status = waitpid(child, 0)
-            if not os.WIFSTOPPED(status):
-                raise CannotCountError(f"the step ended its process (status {status})")
-            if os.WSTOPSIG(status) == signal.SIGSTOP:
-                return steps
+        while os.WIFSTOPPED(status) and (steps == 0 or os.WSTOPSIG(status) != signal.SIGSTOP):
+            if steps > _MOST or _libc.ptrace(_SINGLESTEP, child, None, None):
+                raise CannotCountError(f"after {steps:,} instructions: {os.strerror(ctypes.get_errno())}")
+            _, status = os.waitpid(child, 0)
             steps += 1
-        raise CannotCountError(f"more than {_MOST:,} instructions")
     finally:
         if os.WIFSTOPPED(status):
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
+    if not os.WIFSTOPPED(status):
+        raise CannotCountError(f"ptrace(2) is not allowed here, or the step ended its process (status {status})")
+    return steps
 
 
 def measure() -> dict[str, float]:

@@ -73,3 +73,12 @@ def test_after_a_failure_checkpoints_tell_once_everything_is_read_again(tmp_path
 def test_an_attempt_that_begins_behind_the_end_of_the_input_ends_too(tmp_path: Path, taken_ms: int, expected: bool) -> None:
     flink = Flink([{"timestamp": 1}], {"id": 7}, [{"id": 8, "trigger_timestamp": BEGAN_MS + 9}, {"id": 7, "trigger_timestamp": taken_ms}])
     assert ended(flink, tmp_path, BEGAN_MS - 100) is expected
+
+
+@pytest.mark.parametrize(("done", "expected"), [([], True), ([True, False], False), ([True, True], True)])
+def test_the_end_is_asked_for_when_every_known_split_is_read(tmp_path: Path, done: list[bool], expected: bool) -> None:
+    record = JobRecord(str(tmp_path))
+    for number, value in enumerate(done):
+        record.put("splits", str(number), {"done": value, "updated": 0.0}, now=True)
+    follower = Follower(Flink(), record, "job", view("job", json_lines=True), lambda: "running", "1")  # type: ignore[arg-type]
+    assert follower._may_end() is expected

@@ -146,7 +146,7 @@ def test_sqlite_looks_at_no_other_rows(tmp_path: Path) -> None:
     sink.write(rows_of([("a", start, 1, 1, False) for start in range(0, 3000, 2)]))
     assert sink._connection is not None and sink._withdraw is not None
     row = [value.as_py() if not pa.types.is_timestamp(value.type) else "1970-01-01T00:00:01.000000Z" for value in (column[0] for column in rows_of([("a", 1000, 1, 1, False)]).columns)]
-    for statement, values in ((sink._upsert, row), (sink._withdraw.statement, row[: sink._withdraw.count])):
+    for statement, values in ((sink._upsert.one, row), (sink._withdraw.statement, row[: sink._withdraw.count])):
         plan = " ".join(str(step[3]) for step in sink._connection.execute(f"EXPLAIN QUERY PLAN {statement}", values))
         assert "USING INDEX s_versions_key (metric=? AND <expr>=? AND window_start" in plan and "SCAN s_versions" not in plan
     sink.close()
