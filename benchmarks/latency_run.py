@@ -26,6 +26,7 @@ from benchmarks.latency_figures import Interval, by_condition, during, finals, o
 from benchmarks.latency_producer import COUNT_MICROS, PARTITIONS
 from benchmarks.latency_trace import attribute
 from benchmarks.measure import ContenderFailed
+from benchmarks.topic import FIELDS
 from streamgauge.pipelines.follow import quietly
 from streamgauge.pipelines.services.flink_rest import FlinkRest
 
@@ -62,12 +63,11 @@ class Case:
     def job(self, brokers: str, topic: str, address: str) -> str:
         """The job file (JSON is YAML)."""
         to = {"sqlite": {"path": address, "table": TABLE}, "questdb": {"url": address, "table": TABLE}}[self.store]
-        fields = {"ts": "int64", "user": "int64", "metric": "string", "value": "double", "host": "string", "region": "string"}
         emit = self.emit if self.emit in ("final", "on_change") else {"every": self.emit}
         steps = [
             {"type": "ReadEvents", "config": {
                 "from": {"kafka": {"brokers": brokers, "topic": topic, "start": "latest"}},
-                "format": {"json": {"schema": fields}}, "time": {"field": "ts", "unit": "us", "disorder": "0s"},
+                "format": {"json": {"schema": FIELDS}}, "time": {"field": "ts", "unit": "us", "disorder": "0s"},
             }},
             {"type": "AggregateWindows", "input": "ReadEvents", "config": {
                 "metric": "load", "window": {"tumbling": f"{self.window_ms}ms"}, "by": {"series": "metric", "host": "host"}, "shards": self.shards, "emit": emit,
