@@ -19,6 +19,7 @@ from streamgauge.transforms.sources.kafka_client import HEAD_BYTES, Fetched, Pla
 pytest.importorskip("confluent_kafka")
 kernels = pytest.importorskip("streamgauge.transforms.sources.kafka_kernels")
 native = pytest.importorskip("streamgauge.transforms.sources.kafka_native")
+library = pytest.importorskip("streamgauge.transforms.sources.kafka_library")
 
 MAX_BYTES, PARTITION, END_CODE, OTHER_CODE = 2000, 7, -191, -195
 
@@ -53,17 +54,18 @@ def by_native_client(messages: Sequence[Message]) -> Fetched:
     for payload, offset, code in messages:
         text = b"words" if code else payload
         address = ctypes.cast(ctypes.c_char_p(text), ctypes.c_void_p).value if text is not None else None
-        structs.append(native._Message(err=code, partition=PARTITION, payload=address, len=len(text or b""), offset=offset))
+        structs.append(library.Message(err=code, partition=PARTITION, payload=address, len=len(text or b""), offset=offset))
         structs[-1].keep = text
     pointers = np.array([ctypes.addressof(s) for s in structs], np.uint64)
     returned: list[int] = []
     stamped = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
-    timestamp = stamped(lambda message, _: native._Message.from_address(message).offset * 3 - 1)
+    timestamp = stamped(lambda message, _: library.Message.from_address(message).offset * 3 - 1)
     destroy = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(returned.append)
     client: Any = object.__new__(native.NativeClient)
-    client._kernels, client._partition, client._max_bytes, client._failures = kernels, PARTITION, MAX_BYTES, []
+    client._kernels, client._partition, client._max_bytes = kernels, PARTITION, MAX_BYTES
+    client._consumer = object.__new__(native._Consumer)
     client._functions = tuple(ctypes.cast(f, ctypes.c_void_p).value for f in (timestamp, destroy))
-    fetched: Fetched = client._fetched(pointers)
+    fetched: Fetched = client._fetched(pointers, [])
     assert returned == pointers.tolist()
     return fetched
 
@@ -102,16 +104,16 @@ def test_both_clients_make_the_same_of_the_same_messages(given_messages: list[tu
 
 @pytest.mark.parametrize("change", [{"partition": 8}, {"offset": -1}, {"offset": 3}])
 def test_messages_of_another_layout_are_refused(change: dict[str, int]) -> None:
-    good = native._Message(err=0, partition=PARTITION, len=0, offset=3)
-    strange = native._Message(**{"err": 0, "partition": PARTITION, "len": 0, "offset": 4, **change})
+    good = library.Message(err=0, partition=PARTITION, len=0, offset=3)
+    strange = library.Message(**{"err": 0, "partition": PARTITION, "len": 0, "offset": 4, **change})
     found, _ = kernels.scan(np.array([ctypes.addressof(good), ctypes.addressof(strange)], np.uint64), PARTITION, MAX_BYTES)
     assert found.tolist() == [kernels.NULL, kernels.STRANGE]
 
 
 def test_the_struct_has_the_size_of_a_64_bit_librdkafka() -> None:
     """rd_kafka_message_t of rdkafka.h: nine fields, each at a multiple of eight bytes."""
-    assert ctypes.sizeof(native._Message) == 72
-    words = {name: getattr(native._Message, name).offset // 8 for name in ("err", "partition", "payload", "len", "offset")}
+    assert ctypes.sizeof(library.Message) == 72
+    words = {name: getattr(library.Message, name).offset // 8 for name in ("err", "partition", "payload", "len", "offset")}
     assert list(words.values()) == [kernels.ERR, kernels.PARTITION, kernels.BODY, kernels.LENGTH, kernels.OFFSET]
 
 
