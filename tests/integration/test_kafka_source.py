@@ -391,3 +391,38 @@ def test_an_unexpected_memory_layout_falls_back_to_the_plain_client(server: Kafk
         after, _ = read_until(reader, lambda batch: batch.done)
         assert type(reader._client).__name__ == "PlainClient"
     assert values(before + after) == [b"%d" % i for i in range(100)]
+
+
+def test_partitions_share_a_consumer_and_are_read_moved_and_given_up_alone(server: KafkaServer) -> None:
+    native = pytest.importorskip("streamgauge.transforms.sources.kafka_native")
+    topic = Topic(server.brokers, partitions=3)
+    for partition in range(3):
+        topic.produce(*(b"%d-%d" % (partition, i) for i in range(2_000)), partition=partition)
+    expected = [[b"%d-%d" % (partition, i) for i in range(2_000)] for partition in range(3)]
+    source = topic.source(stop="latest")
+    first, second, third = source.splits()
+    with closing(source.open(first, 0)) as one, closing(source.open(second, 1_500)) as two, closing(source.open(first, 0)) as again:
+        assert one._client._consumer is two._client._consumer, "of two partitions"
+        assert one._client._consumer is not again._client._consumer, "of one partition, read twice"
+        head, _ = read_until(one, lambda batch: batch.next_position >= 100, 100)
+        assert values(read_until(again, lambda batch: batch.done)[0]) == expected[0]
+        for position in (700, 30):  # behind and before what is queued already
+            with closing(source.open(third, position)) as other:
+                begun, _ = read_until(other, lambda batch: len(batch) > 0, 10)
+            assert values(begun) == expected[2][position : position + len(begun)]
+        two._client.assign(0)
+        two._position = 0
+        assert values(read_until(two, lambda batch: batch.done)[0]) == expected[1]
+        assert values(head + read_until(one, lambda batch: batch.done)[0]) == expected[0]
+    assert not any(native._consumers.values()), "all are closed"
+
+
+def test_a_topic_that_goes_away_is_told_to_each_reader_of_its_partitions(server: KafkaServer) -> None:
+    topic = Topic(server.brokers, partitions=2)
+    source = topic.source(client={"topic.metadata.propagation.max.ms": 100, "topic.metadata.refresh.interval.ms": 200})
+    first, second = source.splits()
+    with closing(source.open(first, 0)) as one, closing(source.open(second, 0)) as two:
+        topic.admin.delete_topics([topic.name])[topic.name].result(PATIENCE)
+        for reader in (one, two):
+            with pytest.raises(SourceError, match=f"partition {topic.name}-[01] cannot be read any more"):
+                read_until(reader, lambda batch: False)

@@ -119,8 +119,12 @@ class Sqlite:
             for at in range(0, several, at_once):
                 connection.execute(self._upsert.several, list(chain.from_iterable(rows[at : at + at_once])))
             connection.executemany(self._upsert.one, rows[several:])
-            if self._withdraw is not None:
-                connection.executemany(self._withdraw.statement, self._withdraw.values(rows))
+            self._mark(connection, rows)
+
+    def _mark(self, connection: sqlite3.Connection, rows: list[tuple[object, ...]]) -> None:
+        """As withdrawn: what the rows overlap."""
+        if self._withdraw is not None:
+            connection.executemany(self._withdraw.statement, self._withdraw.values(rows))
 
     def _find_refused(self, rows: list[tuple[object, ...]]) -> None:
         """The same with a statement a row, which tells whose row was refused. Raises RefusedError."""
@@ -134,8 +138,7 @@ class Sqlite:
         def attempt() -> None:
             with self._transaction() as connection:
                 connection.executemany(self._upsert.one, counted())
-                if self._withdraw is not None:
-                    connection.executemany(self._withdraw.statement, self._withdraw.values(rows))
+                self._mark(connection, rows)
 
         try:
             retrying(_may_pass)(attempt)

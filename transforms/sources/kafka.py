@@ -37,7 +37,7 @@ MAX_QUEUE_KB = 1 << 20
 """A batch is at most what a client has queued, and Arrow's binary arrays hold less than 2 GiB."""
 
 TUNED = {
-    # A client per partition, so its queue is bounded: 64 MB of payloads, or librdkafka's default of 100,000 messages. Larger ones cost
+    # A partition's queue is bounded: 64 MB of payloads, or librdkafka's default of 100,000 messages. Larger ones cost
     # memory (1,000,000 messages: 300 MB more) and were not faster.
     QUEUE: 65_536,
     "fetch.queue.backoff.ms": 10,
@@ -195,7 +195,7 @@ class Kafka:
 
 
 class KafkaReader:
-    """Reads one partition with a client of its own."""
+    """Reads one partition."""
 
     def __init__(self, options: KafkaOptions, split: Split, position: int) -> None:
         self._options, self._split, self._position = options, split, position
@@ -220,6 +220,7 @@ class KafkaReader:
             got = self._client.fetch(wanted, timeout)
         except LayoutError as error:
             log.warning("going on with the plain Kafka client: %s", error)
+            self._client.close()
             self._client = PlainClient.for_partition(options.settings(), options.topic, self._partition, self._position, options.max_bytes)
             got = self._client.fetch(wanted, timeout)
         errors: list[tuple[int, str, str, bytes | None]] = []

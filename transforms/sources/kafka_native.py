@@ -244,7 +244,10 @@ class NativeClient:
             if kinds[i] == self._kernels.TOO_LARGE:
                 oversized.append((message.offset, message.len, ctypes.string_at(message.payload, min(message.len, HEAD_BYTES))))
             elif kinds[i] == self._kernels.STRANGE:
-                raise LayoutError(f"a message of another partition ({message.partition}) or with an impossible offset ({message.offset})")
+                found = f"a message of another partition ({message.partition}) or with an impossible offset ({message.offset})"
+                for pointer in pointers.tolist():
+                    self._consumer.lib.rd_kafka_message_destroy(pointer)
+                raise LayoutError(found)
             elif message.err == PARTITION_EOF:
                 end = message.offset if i > last else None
             else:
