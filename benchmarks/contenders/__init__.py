@@ -30,7 +30,7 @@ CONTENDERS = {
     "fetch-and-parse": Contender("fetch_and_parse", "no job: the same records fetched and parsed by the fastest means in Python, in one process", answers=False),
     "python-loop": Contender("python_loop", "confluent-kafka, orjson, a dictionary; no state that survives it"),
     "python-loop-2": Contender("python_loop", "two processes of it", more=("2",)),
-    "flink-sql": Contender("flink_sql", "Flink's own SQL in Java, with the same parallelism (1), checkpoints and disorder", share=0.5),
-    "flink-sql-2": Contender("flink_sql", "the same with parallelism 2", share=0.5, more=("2",)),
-    "beam-per-element": Contender("beam_per_element", "the same job on the same Flink, an element is an event", share=0.1),
+    "flink-sql": Contender("flink_sql", "Flink's own SQL in Java, with the same parallelism (1), checkpoints and disorder"),
+    "flink-sql-2": Contender("flink_sql", "the same with parallelism 2", more=("2",)),
+    "beam-per-element": Contender("beam_per_element", "the same job on the same Flink, an element is an event", share=0.05),
 }

@@ -89,12 +89,11 @@ def test_a_new_partition_and_a_broker_that_restarts(tmp_path: Path, kafka: Kafka
         assert verify.wait() == 0, verify.out + verify.err
 
 
-def test_a_missing_topic_and_a_missing_broker_are_told_in_one_line(tmp_path: Path, kafka: KafkaServer) -> None:
+def test_a_missing_topic_is_told_in_one_line(tmp_path: Path, kafka: KafkaServer) -> None:
     AdminClient({"bootstrap.servers": kafka.brokers, "log_level": 0}).create_topics([NewTopic("tt", 1, 1)])
-    for brokers, said in ((kafka.brokers, "t"), (f"127.0.0.1:{free_port()}", "127.0.0.1")):
-        (tmp_path / "m.yaml").write_text(JOB.replace("BROKERS", brokers))
-        with Command(tmp_path, "run", "m.yaml") as command:
-            assert command.wait() in (1, 2)
-            (line,) = command.err.splitlines()
-            assert said in line
-            assert "Traceback" not in command.out + command.err
+    (tmp_path / "m.yaml").write_text(JOB.replace("BROKERS", kafka.brokers))
+    with Command(tmp_path, "run", "m.yaml") as command:
+        assert command.wait() in (1, 2)
+        (line,) = command.err.splitlines()
+        assert "has no topic 't'; similar ones: tt" in line
+        assert "Traceback" not in command.out + command.err

@@ -28,7 +28,7 @@ from streamgauge.pipelines.services.flink import EmbeddedFlink, latest_checkpoin
 
 pytestmark = pytest.mark.integration
 
-SELF_CHECKPOINTS = int(os.environ.get("STREAMGAUGE_TEST_SELF_CHECKPOINTS", "50000"))
+SELF_CHECKPOINTS = int(os.environ.get("STREAMGAUGE_TEST_SELF_CHECKPOINTS", "20000"))
 SPLITS = 8
 WINDOW_S = 0.25
 GIVE_UP_S = 600.0
