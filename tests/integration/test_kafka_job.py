@@ -90,7 +90,8 @@ def test_a_new_partition_and_a_broker_that_restarts(tmp_path: Path, kafka: Kafka
 
 
 def test_a_missing_topic_is_told_in_one_line(tmp_path: Path, kafka: KafkaServer) -> None:
-    AdminClient({"bootstrap.servers": kafka.brokers, "log_level": 0}).create_topics([NewTopic("tt", 1, 1)])
+    admin = AdminClient({"bootstrap.servers": kafka.brokers, "log_level": 0})
+    admin.create_topics([NewTopic("tt", 1, 1)])["tt"].result(30)
     (tmp_path / "m.yaml").write_text(JOB.replace("BROKERS", kafka.brokers))
     with Command(tmp_path, "run", "m.yaml") as command:
         assert command.wait() in (1, 2)
