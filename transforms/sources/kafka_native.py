@@ -146,11 +146,11 @@ class _Consumer:
             for pointer in self._pointers[:count].tolist():
                 message = Message.from_address(pointer)
                 failure = None if message.err == 0 else self.failure(message)
-                of = [message.partition] if message.partition in self._failures else list(self._failures)
+                concerned = self._failures.get(message.partition)
                 self.lib.rd_kafka_message_destroy(pointer)
                 if failure is None:
                     raise LayoutError("a record came in the consumer's own queue")
-                self._tell(of, failure)
+                self._tell(failure, concerned)
             found, self._failures[partition] = self._failures[partition], []
             return found
 
@@ -161,11 +161,12 @@ class _Consumer:
 
     def _failed(self, handle: int, code: int, text: bytes, opaque: int) -> None:
         """Errors of the whole client (brokers down, authentication); called from within our calls."""
-        self._tell(list(self._failures), Failure(code, (text or b"").decode(errors="replace"), -1))
+        self._tell(Failure(code, (text or b"").decode(errors="replace"), -1))
 
-    def _tell(self, partitions: list[int], failure: Failure) -> None:
-        for partition in partitions:
-            self._failures[partition].append(failure)
+    def _tell(self, failure: Failure, concerned: list[Failure] | None = None) -> None:
+        """To one partition, or to all. Others may come and go meanwhile."""
+        for failures in list(self._failures.values()) if concerned is None else [concerned]:
+            failures.append(failure)
 
     def close(self) -> None:
         self.lib.rd_kafka_queue_destroy(self._queue)
@@ -194,9 +195,11 @@ def _part(key: _Key, consumer: _Consumer, partition: int) -> None:
     """The last one closes the consumer."""
     with _lock:
         consumer.remove(partition)
-        if consumer.is_idle:
+        last = consumer.is_idle
+        if last:
             _consumers[key].remove(consumer)
-            consumer.close()
+    if last:  # not with the lock: it waits for the broker
+        consumer.close()
 
 
 class NativeClient:
