@@ -63,7 +63,7 @@ def preload(brokers: str, folder: Path, events: int, topic: str = TOPIC, partiti
     folder.mkdir(parents=True, exist_ok=True)
     admin = AdminClient({"bootstrap.servers": brokers})
     admin.create_topics([NewTopic(topic, partitions, 1)])[topic].result()
-    producer = Producer({"bootstrap.servers": brokers, "linger.ms": 50, "batch.size": 1_000_000, "queue.buffering.max.messages": 1_000_000})
+    producer = Producer({"bootstrap.servers": brokers, "enable.idempotence": True, "linger.ms": 50, "batch.size": 1_000_000, "queue.buffering.max.messages": 1_000_000})
     source = Generator(Generator.Options(events=events, splits=partitions, **generator))
     records = []
     for partition, split in enumerate(source.splits()):

@@ -77,7 +77,7 @@ class Load(threading.Thread):
 
     def __init__(self, brokers: str, seconds: float) -> None:
         super().__init__(daemon=True)
-        self._producer = Producer({"bootstrap.servers": brokers, "linger.ms": 20, "queue.buffering.max.messages": 1_000_000})
+        self._producer = Producer({"bootstrap.servers": brokers, "enable.idempotence": True, "linger.ms": 20, "queue.buffering.max.messages": 1_000_000})
         self._seconds = seconds
         self._began = time.time()
         self.events = 0

@@ -85,7 +85,7 @@ def kafka(tmp_path: Path) -> Iterator[KafkaServer]:
 def test_streams_of_several_producers_give_what_plain_python_says(tmp_path: Path, kafka: KafkaServer) -> None:
     admin = AdminClient({"bootstrap.servers": kafka.brokers, "log_level": 0})
     admin.create_topics([NewTopic("t", PARTITIONS, 1)])["t"].result()
-    producer = Producer({"bootstrap.servers": kafka.brokers, "log_level": 0})
+    producer = Producer({"bootstrap.servers": kafka.brokers, "enable.idempotence": True, "log_level": 0})
     letters: set[tuple[str, int, str]] = set()
     good: defaultdict[tuple[int, str], list[tuple[Any, ...]]] = defaultdict(list)
     for partition in range(PARTITIONS):

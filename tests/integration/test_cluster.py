@@ -200,7 +200,7 @@ def test_records_that_kafka_has_deleted_are_never_skipped_silently(cluster: Flin
 
     at = ("--flink", cluster.address)
     with KafkaServer(tmp_path / "kafka", progress=False) as kafka:
-        producer = Producer({"bootstrap.servers": kafka.brokers})
+        producer = Producer({"bootstrap.servers": kafka.brokers, "enable.idempotence": True})
 
         def send(first: int, end: int) -> None:
             for number in range(first, end):

@@ -45,7 +45,7 @@ def kafka(tmp_path: Path) -> Iterator[KafkaServer]:
 
 def produce(brokers: str, partition: int, numbers: range) -> None:
     """Event ``n`` has time START + n milliseconds and value n."""
-    producer = Producer({"bootstrap.servers": brokers, "log_level": 0})
+    producer = Producer({"bootstrap.servers": brokers, "enable.idempotence": True, "log_level": 0})
     for number in numbers:
         producer.produce("t", json.dumps({"ts": START + number, "value": number}).encode(), partition=partition)
     producer.flush()
@@ -71,7 +71,7 @@ def test_a_new_partition_and_a_broker_that_restarts(tmp_path: Path, kafka: Kafka
 
         kafka.stop()
         kafka.start()
-        producer = Producer({"bootstrap.servers": kafka.brokers, "log_level": 0})
+        producer = Producer({"bootstrap.servers": kafka.brokers, "enable.idempotence": True, "log_level": 0})
         producer.produce("t", None, partition=1)
         producer.produce("t", b"{broken", partition=1)
         producer.flush()

@@ -54,7 +54,7 @@ class Topic:
         until(lambda: self.name in self.admin.list_topics(timeout=PATIENCE).topics)
 
     def produce(self, *values: bytes | None, partition: int = 0, timestamp: int = 0, key: bytes | None = None) -> None:
-        producer = confluent_kafka.Producer({"bootstrap.servers": self.brokers, "message.max.bytes": 5_000_000, "log_level": 0})
+        producer = confluent_kafka.Producer({"bootstrap.servers": self.brokers, "message.max.bytes": 5_000_000, "enable.idempotence": True, "log_level": 0})
         for value in values:
             producer.produce(self.name, value, key=key, partition=partition, timestamp=timestamp)
         assert producer.flush(PATIENCE) == 0

@@ -47,7 +47,7 @@ def test_kafka_keeps_records_over_a_restart(tmp_path: Path, monkeypatch: pytest.
     with KafkaServer(tmp_path / "kafka", properties={"message.max.bytes": 5000}) as server:
         assert listening(server.pid or 0) == {"127.0.0.1"}
         errors = []
-        producer = Producer({"bootstrap.servers": server.brokers, "message.max.bytes": 100_000})
+        producer = Producer({"bootstrap.servers": server.brokers, "message.max.bytes": 100_000, "enable.idempotence": True})
         producer.produce("flights", b"small", on_delivery=lambda error, _: errors.append(error))
         assert producer.flush(20) == 0  # a batch of both would be refused as a whole
         producer.produce("flights", os.urandom(9000), on_delivery=lambda error, _: errors.append(error))
