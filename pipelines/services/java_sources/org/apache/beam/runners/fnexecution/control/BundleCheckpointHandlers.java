@@ -1,6 +1,7 @@
 package org.apache.beam.runners.fnexecution.control;
 
 import java.lang.reflect.Field;
+import java.lang.reflect.Method;
 import java.util.UUID;
 import java.util.concurrent.atomic.AtomicLong;
 import java.util.concurrent.locks.Lock;
@@ -31,7 +32,9 @@ import org.slf4j.LoggerFactory;
  * Streamgauge's replacement for the class of this name in Beam's runner, put before it on the class
  * path. It keeps the residuals of splittable DoFns under a few state names that are used again,
  * instead of a new one for every self-checkpoint (Flink keeps each name for ever, Beam issue
- * 27648), and it keeps the milliseconds of resume delays and output watermarks.
+ * 27648), and it keeps the milliseconds of resume delays and output watermarks. It also lets the
+ * watermark out at the end of every bundle: Beam's operator means to, but compares the bundle's
+ * duration with the wrong sign, and what it does instead is too late while other residuals wait.
  *
  * <p>The operator on the other side, {@code ExecutableStageDoFnOperator}, is Beam's own: when the
  * timer {@code id} fires it reads the value state {@code id} of the current key and window.
@@ -192,21 +195,58 @@ public class BundleCheckpointHandlers {
   /** What has to be known of the operator (Beam 2.6x to 2.7x on Flink) that made a TimerInternals. */
   private static class Operator {
     final Lock lock;
+    private final Object operator;
     private final Object timers;
     private final Field pending;
 
     Operator(TimerInternals timerInternals) throws ReflectiveOperationException {
-      Object operator = field(timerInternals.getClass(), "this$0").get(timerInternals);
+      operator = field(timerInternals.getClass(), "this$0").get(timerInternals);
       lock = (Lock) field(operator.getClass(), "stateBackendLock").get(operator);
       timers = field(operator.getClass(), "timerInternals").get(operator);
       pending = field(timers.getClass(), "pendingTimersById");
       if (!(pending.get(timers) instanceof MapState)) {
         throw new NoSuchFieldException("pendingTimersById is no MapState");
       }
+      sendWatermarkAfterBundles();
+    }
+
+    /**
+     * Has the operator compute its output watermark when a bundle has ended: its output has been
+     * sent, what it left is held by timers, and none of them has fired yet.
+     */
+    private void sendWatermarkAfterBundles() throws ReflectiveOperationException {
+      Field callback = field(operator.getClass(), "bundleFinishedCallback");
+      Method update = method(operator.getClass(), "updateOutputWatermark");
+      Runnable before = (Runnable) callback.get(operator);
+      Runnable after =
+          () -> {
+            if (before != null) {
+              before.run();
+            }
+            try {
+              update.invoke(operator);
+            } catch (ReflectiveOperationException e) {
+              throw new IllegalStateException("Could not send the watermark after a bundle", e);
+            }
+          };
+      callback.set(operator, after);
     }
 
     MapState<String, ?> pending() throws IllegalAccessException {
       return (MapState<String, ?>) pending.get(timers);
+    }
+
+    private static Method method(Class<?> start, String name) throws NoSuchMethodException {
+      for (Class<?> type = start; type != null; type = type.getSuperclass()) {
+        try {
+          Method found = type.getDeclaredMethod(name);
+          found.setAccessible(true);
+          return found;
+        } catch (NoSuchMethodException e) {
+          // In a superclass, perhaps.
+        }
+      }
+      throw new NoSuchMethodException(start + "." + name);
     }
 
     private static Field field(Class<?> start, String name) throws NoSuchFieldException {
