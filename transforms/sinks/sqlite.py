@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import ClassVar
@@ -26,16 +25,13 @@ from streamgauge.transforms.sinks.rows_util import (
     sift,
     unique_ignoring_case,
 )
+from streamgauge.transforms.sinks.sqlite_sql import Upsert, Withdraw, declared, key_columns, quote, store_name
 
-_DECLARED = {pa.int64(): "INTEGER", pa.float64(): "REAL", pa.bool_(): "BOOLEAN", pa.string(): "TEXT", pa.binary(): "BLOB"}
-_STORE_SUFFIX = "_versions"
 _TABLES = "streamgauge_tables"
 """Our table of tables: the Arrow schema of each, so that rows are read back with the types they were written with."""
 
 _CACHE_KIB = 32 * 1024
 """Pages of open windows and their index are written again and again; SQLite's own bound is 2 MB."""
-_MOST_VALUES = 999
-"""Of a statement; later versions of SQLite take more."""
 _REFUSED = (sqlite3.DataError, OverflowError, sqlite3.IntegrityError)
 _BUSY_SECONDS = 1.0
 """How long SQLite itself waits for a lock, in steps as short as the lock is short; after that it is our back-off."""
@@ -86,16 +82,16 @@ class Sqlite:
         self._table = options.table
         self.name = f"sqlite:{options.path}/{options.table}"
         self._connection: sqlite3.Connection | None = None
-        self._upsert = _Upsert("", "", 1)
-        self._withdraw: _Withdraw | None = None
+        self._upsert = Upsert("", "", 1)
+        self._withdraw: Withdraw | None = None
 
     def open(self, schema: pa.Schema, rows: RowSpec) -> None:
         if self._table.lower() == _TABLES or self._table.lower().startswith("sqlite_"):
             raise ValueError(f"the table name '{self._table}' is reserved; choose another")
         unique_ignoring_case(schema.names, "SQLite")
-        columns = {field.name: _declared(field) for field in schema}
-        self._upsert = _Upsert.of(_store_name(self._table, rows), schema, rows)
-        self._withdraw = _Withdraw.of(_store_name(self._table, rows), schema, rows) if rows.until else None
+        columns = {field.name: declared(field) for field in schema}
+        self._upsert = Upsert.of(store_name(self._table, rows), schema, rows)
+        self._withdraw = Withdraw.of(store_name(self._table, rows), schema, rows) if rows.until else None
         with self._errors():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = self._connect()
@@ -168,8 +164,8 @@ class Sqlite:
         schema = self._stored_schema(connection)
         if schema is None:
             raise SinkError(f"{self.name}: there is no table '{self._table}' of ours in {self._path}")
-        order = ", ".join(map(_quote, RowSpec.of(schema).key))
-        found = connection.execute(f"SELECT {', '.join(map(_quote, schema.names))} FROM {_quote(self._table)} ORDER BY {order}").fetchall()
+        order = ", ".join(map(quote, RowSpec.of(schema).key))
+        found = connection.execute(f"SELECT {', '.join(map(quote, schema.names))} FROM {quote(self._table)} ORDER BY {order}").fetchall()
         columns = list(zip(*found, strict=True)) or [()] * len(schema)
         return pa.table([_column(values, field.type) for values, field in zip(columns, schema, strict=True)], schema=schema)
 
@@ -187,34 +183,34 @@ class Sqlite:
             if lacking(stored.names, schema):
                 self._extend(connection, stored, schema, rows)
             return
-        store = _store_name(self._table, rows)
+        store = store_name(self._table, rows)
         self._must_be_free(connection, self._table)
         self._must_be_free(connection, store)
-        declared = ", ".join(f"{_quote(name)} {kind}" for name, kind in columns.items())
-        connection.execute(f"CREATE TABLE {_quote(store)} ({declared})")
-        connection.execute(f"CREATE UNIQUE INDEX {_quote(store + '_key')} ON {_quote(store)} ({_key(schema, rows)})")
+        listed = ", ".join(f"{quote(name)} {kind}" for name, kind in columns.items())
+        connection.execute(f"CREATE TABLE {quote(store)} ({listed})")
+        connection.execute(f"CREATE UNIQUE INDEX {quote(store + '_key')} ON {quote(store)} ({key_columns(schema, rows)})")
         self._show(connection, schema, rows)
         connection.execute(f"INSERT INTO {_TABLES} VALUES (?, ?)", (self._table, schema.serialize().to_pybytes()))
 
     def _extend(self, connection: sqlite3.Connection, stored: pa.Schema, schema: pa.Schema, rows: RowSpec) -> None:
         """Gives a table that an earlier version made the columns that it lacks."""
-        store = _store_name(self._table, rows)
-        if store != _store_name(self._table, RowSpec.of(stored)):
+        store = store_name(self._table, rows)
+        if store != store_name(self._table, RowSpec.of(stored)):
             self._must_be_free(connection, store)
-            connection.execute(f"ALTER TABLE {_quote(self._table)} RENAME TO {_quote(store)}")
+            connection.execute(f"ALTER TABLE {quote(self._table)} RENAME TO {quote(store)}")
         for field in lacking(stored.names, schema):
             default = "" if field.nullable else " NOT NULL DEFAULT 0"
-            connection.execute(f"ALTER TABLE {_quote(store)} ADD COLUMN {_quote(field.name)} {_declared(field)}{default}")
+            connection.execute(f"ALTER TABLE {quote(store)} ADD COLUMN {quote(field.name)} {declared(field)}{default}")
         self._show(connection, schema, rows)
         connection.execute(f"UPDATE {_TABLES} SET arrow_schema = ? WHERE name = ?", (schema.serialize().to_pybytes(), self._table))
 
     def _show(self, connection: sqlite3.Connection, schema: pa.Schema, rows: RowSpec) -> None:
         """The view of the rows that hold, where some may not."""
         if rows.withdrawn is not None:
-            listed = ", ".join(map(_quote, schema.names))
-            connection.execute(f"DROP VIEW IF EXISTS {_quote(self._table)}")
+            listed = ", ".join(map(quote, schema.names))
+            connection.execute(f"DROP VIEW IF EXISTS {quote(self._table)}")
             connection.execute(
-                f"CREATE VIEW {_quote(self._table)} AS SELECT {listed} FROM {_quote(_store_name(self._table, rows))} WHERE NOT {_quote(rows.withdrawn)}"
+                f"CREATE VIEW {quote(self._table)} AS SELECT {listed} FROM {quote(store_name(self._table, rows))} WHERE NOT {quote(rows.withdrawn)}"
             )
 
     def _must_be_free(self, connection: sqlite3.Connection, name: str) -> None:
@@ -266,133 +262,6 @@ class Sqlite:
 
 def _may_pass(error: BaseException) -> bool:
     return isinstance(error, sqlite3.OperationalError) and any(text in str(error) for text in _PASSING)
-
-
-def _quote(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _declared(field: pa.Field) -> str:
-    try:
-        return _DECLARED[plain_type(field.type)]
-    except ValueError as error:
-        raise ValueError(f"column '{field.name}': {error} in SQLite") from None
-
-
-def _store_name(table: str, rows: RowSpec) -> str:
-    """What is written: the table that users read, or the one below the view that they read."""
-    return table + _STORE_SUFFIX if rows.withdrawn else table
-
-
-def _key(schema: pa.Schema, rows: RowSpec) -> str:
-    """The key as the unique index and ON CONFLICT must both spell it; in which order they do is free.
-
-    Time comes first, so that rows of a new window go to the end of the index and not each to a page of its own: 7 ms in place of 20 for a thousand keys. Where
-    rows do not overlap it comes last: a row is compared with the one before it.
-    """
-    names = rows.key if rows.until else sorted(rows.key, key=lambda name: name != rows.time)
-    return ", ".join(_comparable(schema, name) for name in names)
-
-
-def _comparable(schema: pa.Schema, name: str, value: str | None = None) -> str:
-    """A column of the key, or a value of it, as the unique index has it.
-
-    To a unique index NULLs differ, to us they are equal: an expression puts in their place a value of a type that
-    the column never holds (SQLite compares by type first), so that it cannot be mistaken for a real one.
-    """
-    stand_in = "0" if plain_type(schema.field(name).type) == pa.binary() else "x''"
-    value = value or _quote(name)
-    return f"COALESCE({value}, {stand_in})" if schema.field(name).nullable else value
-
-
-def _same_but_time(schema: pa.Schema, rows: RowSpec) -> str:
-    """A condition that the index serves: stored rows of the key of the given row, but for the time, which is the next column of the index."""
-    return " AND ".join(f"{_comparable(schema, name)} = {_comparable(schema, name, _given(schema, name))}" for name in rows.key if name != rows.time)
-
-
-def _given(schema: pa.Schema, name: str) -> str:
-    """A column of the row that is written."""
-    return f"?{schema.names.index(name) + 1}"
-
-
-@dataclass(frozen=True)
-class _Withdraw:
-    """Withdraws the stored rows that a written one overlaps.
-
-    Attributes:
-        statement: takes the first ``count`` values of a row.
-        at: which value of a row says whether it is itself a mark.
-    """
-
-    statement: str
-    count: int
-    at: int
-
-    @classmethod
-    def of(cls, table: str, schema: pa.Schema, rows: RowSpec) -> _Withdraw:
-        assert rows.until and rows.withdrawn and rows.revision and rows.time == rows.key[-1]
-        time, revision, withdrawn = map(_quote, (rows.time, rows.revision, rows.withdrawn))
-        marked = [f"{withdrawn} = 1", f"{revision} = {_given(schema, rows.revision)}", *([f"{_quote(rows.final)} = 1"] if rows.final else [])]
-        return cls(
-            f"UPDATE {_quote(table)} SET {', '.join(marked)} WHERE {_same_but_time(schema, rows)} AND {time} > {_given(schema, rows.time)} "
-            f"AND {time} < {_given(schema, rows.until)} AND NOT {withdrawn} AND {revision} < {_given(schema, rows.revision)}",
-            1 + max(schema.names.index(name) for name in (*rows.key, rows.until, rows.revision)),
-            schema.names.index(rows.withdrawn),
-        )  # fmt: skip
-
-    def values(self, rows: Iterable[tuple[object, ...]]) -> Iterator[tuple[object, ...]]:
-        return (row[: self.count] for row in rows if not row[self.at])
-
-
-def _is_overlapped(table: str, schema: pa.Schema, rows: RowSpec) -> str:
-    """Whether the given row overlaps the one before it, which has a higher revision. No other needs a look: one that is further
-    off and reaches over the given row has withdrawn what lies between, or will when it is written again with more."""
-    assert rows.until and rows.withdrawn and rows.revision
-    until, revision, time, withdrawn = map(_quote, (rows.until, rows.revision, rows.time, rows.withdrawn))
-    return (
-        f"COALESCE((SELECT {until} > {_given(schema, rows.time)} AND {revision} > {_given(schema, rows.revision)} FROM {_quote(table)} "
-        f"WHERE {_same_but_time(schema, rows)} AND {time} < {_given(schema, rows.time)} AND NOT {withdrawn} ORDER BY {time} DESC LIMIT 1), 0)"
-    )
-
-
-@dataclass(frozen=True)
-class _Upsert:
-    """Stores rows unless what is stored has a higher revision.
-
-    Attributes:
-        one: the statement for a row.
-        several: for ``at_once`` rows. Between two statements other threads of the process take the interpreter's lock, and a thousand statements wait for it
-            as often.
-        at_once: 1 where each row must see what the one before did.
-    """
-
-    one: str
-    several: str
-    at_once: int
-
-    @classmethod
-    def of(cls, table: str, schema: pa.Schema, rows: RowSpec) -> _Upsert:
-        given = ", ".join(_given(schema, name) for name in schema.names)
-        if rows.until and rows.withdrawn:
-            values = f"SELECT {given} WHERE {_given(schema, rows.withdrawn)} OR NOT {_is_overlapped(table, schema, rows)}"
-            return cls(_upserting(table, schema, rows, values), "", 1)
-        at_once = max(1, _MOST_VALUES // len(schema))
-        row = f"({', '.join('?' * len(schema))})"
-        return cls(_upserting(table, schema, rows, f"VALUES ({given})"), _upserting(table, schema, rows, f"VALUES {', '.join([row] * at_once)}"), at_once)
-
-
-def _upserting(table: str, schema: pa.Schema, rows: RowSpec, values: str) -> str:
-    names = [_quote(name) for name in schema.names]
-    changed = ", ".join(f"{_quote(name)} = excluded.{_quote(name)}" for name in schema.names if name not in rows.key)
-    statement = (
-        f"INSERT INTO {_quote(table)} ({', '.join(names)}) {values} "
-        f"ON CONFLICT ({_key(schema, rows)}) DO " + (f"UPDATE SET {changed}" if changed else "NOTHING")
-    )
-    if rows.revision is None:
-        return statement
-    ours = ", ".join(f"excluded.{_quote(name)}" for name in (rows.revision, rows.final) if name)
-    theirs = ", ".join(f"{_quote(table)}.{_quote(name)}" for name in (rows.revision, rows.final) if name)
-    return f"{statement} WHERE ({ours}) >= ({theirs})"
 
 
 def _column(values: tuple[object, ...], kind: pa.DataType) -> pa.Array:
