@@ -14,7 +14,7 @@ from tests.running import Command, until
 
 pytestmark = pytest.mark.integration
 
-STARTS = 5
+STARTS = 3
 FAST_ENOUGH = 60.0
 """Seconds from the start of the command to its first final row: a bound that only a broken start exceeds."""
 
