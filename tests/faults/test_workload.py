@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.faults import workload
 from tests.faults.workload import TOPIC, Workload
 
@@ -47,7 +48,7 @@ def answer(stream: Workload) -> dict[tuple[int, str | None], tuple[int, int | No
     return found
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(seed=st.integers(0, 2**32), events=st.integers(0, 3_000), partitions=st.integers(1, 5))
 def test_the_answer_is_that_of_a_loop_over_the_payloads(seed: int, events: int, partitions: int) -> None:
     stream = Workload.of(seed, events, partitions)
@@ -55,7 +56,7 @@ def test_the_answer_is_that_of_a_loop_over_the_payloads(seed: int, events: int, 
     assert expected == answer(stream)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 @given(seed=st.integers(0, 2**32), events=st.integers(0, 3_000), partitions=st.integers(1, 5))
 def test_the_letters_are_the_payloads_that_are_no_events(seed: int, events: int, partitions: int) -> None:
     stream = Workload.of(seed, events, partitions)

@@ -27,6 +27,7 @@ from streamgauge.transforms.sinks import SINKS, questdb, questdb_sql, rows_util
 from streamgauge.transforms.sinks.base import SinkError
 from streamgauge.transforms.sinks.questdb import QuestDb, QuestDbOptions
 from streamgauge.transforms.write import _WriteDoFn
+from tests.examples import examples
 from tests.transforms.failed_sessions import history
 from tests.transforms.sinks import cases, faults
 from tests.transforms.sinks.faults import FaultyServer
@@ -69,7 +70,7 @@ def shown(history: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     return [row for row in held.values() if not row.get("withdrawn")]
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cases.histories())
 def test_the_view_shows_what_the_rule_says(server: QuestDbServer, history: list) -> None:
     table, schema = next(tables), cases.schema_of(history[0])
@@ -133,7 +134,7 @@ def test_withdrawn_rows_are_not_seen_and_not_put_back(server: QuestDbServer) -> 
     cases.same(cases.plain(sink.read()), [joined, back])
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(6), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32))
 def test_what_a_failed_attempt_left_is_not_seen(server: QuestDbServer, seed: int) -> None:
     written, expected = history(seed)
@@ -267,7 +268,7 @@ def impatient() -> Iterator[None]:
         yield
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(6), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32))
 def test_the_view_is_right_whatever_fails(server: QuestDbServer, seed: int) -> None:
     random, table, broken = Random(seed), next(tables), threading.Event()

@@ -30,6 +30,7 @@ from streamgauge.transforms import read
 from streamgauge.transforms.record import JobRecord
 from streamgauge.transforms.replay import ReplayPoint
 from streamgauge.transforms.watermark import reported
+from tests.examples import examples
 
 MS = 1_000
 S = 1_000_000
@@ -187,7 +188,7 @@ STOPS = st.lists(st.tuples(st.fixed_dictionaries({name: st.sampled_from([50, 30,
 
 
 @pytest.mark.integration
-@settings(deadline=None, max_examples=6)
+@settings(deadline=None, max_examples=examples(6))
 @example({"p": [100, 3_600, 8_900, 3_700, 200]}, [({"p": 60, "qq": 0, "rrr": 0}, True, 0)], 1_000, 5_000, 0)
 @example({"p": [100, 3_600, 8_900, 3_700, 200]}, [({"p": 60, "qq": 0, "rrr": 0}, False, 0)], 1_000, 5_000, 0)
 @given(EVENTS, STOPS, st.sampled_from([1_000, 2_500, 7_000, 60_000]), st.sampled_from([0, 1_000, 5_000]), st.sampled_from([0, 500, 3_000]))
@@ -224,7 +225,7 @@ def replay_cutoff(replay: ReplayPoint) -> int:
     return replay.cutoff["AggregateWindows"] - BASE if replay.cutoff else -(10**18)
 
 
-@settings(deadline=None, max_examples=5)
+@settings(deadline=None, max_examples=examples(5))
 @given(
     EVENTS, st.fixed_dictionaries({name: st.integers(30, 100) for name in ("p", "qq", "rrr")}),
     st.sampled_from([1_000, 2_500, 7_000, 60_000]), st.sampled_from([1_000, 2_500, 7_000, 60_000]), st.sampled_from([0, 1_000, 5_000]), st.sampled_from([0, 4_000]),
@@ -340,7 +341,7 @@ def windows_oracle(
 
 
 @pytest.mark.integration
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=examples(8))
 @example({"p": [100, 3_600, 8_900, 9_000, 9_100, 8_000]}, {"p": 60, "qq": 0, "rrr": 0}, "{cumulative: {size: 4s, every: 1s}}", 0, 0)
 @example({"p": [100, 3_600, 8_900, 9_000, 9_100, 8_000]}, {"p": 60, "qq": 0, "rrr": 0}, "{sliding: {size: 3s, every: 1s}}", 0, 0)
 @given(EVENTS, st.fixed_dictionaries({name: st.integers(10, 100) for name in ("p", "qq", "rrr")}), st.sampled_from(sorted(KINDS)), st.sampled_from([0, 1_000]), st.sampled_from([0, 500]))

@@ -37,6 +37,7 @@ from streamgauge.transforms.formats import FORMATS
 from streamgauge.transforms.record import JobRecord
 from streamgauge.transforms.sources import CONNECTORS
 from streamgauge.transforms.sources.base import RawBatch, SourceError
+from tests.examples import examples
 
 JOB = """
 pipeline:
@@ -319,7 +320,7 @@ def test_events_that_were_too_old_to_judge_are_told(unique: Path) -> None:
 COPIES = st.lists(st.tuples(st.sampled_from(["x", "y"]), st.integers(0, 12), st.none() | st.integers(0, 1), st.none() | st.just("a"), st.booleans()), max_size=25)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(COPIES)
 def test_sql_keeps_what_some_order_of_the_splits_would_keep(rows: list[tuple[str, int, int | None, str | None, bool]]) -> None:
     """Events (split, time, two fields of the id, late or not): none of an id within 3 of another is kept, each dropped one has such a partner."""
@@ -416,13 +417,13 @@ def compare(name: str, options: dict[str, Any], payloads: list[bytes | None], ti
         assert [value for (value,) in times] == parsed.events.column("__time").cast(pa.int64()).to_pylist()
 
 
-@settings(max_examples=70, deadline=None)
+@settings(max_examples=examples(70), deadline=None)
 @given(st.lists(PAYLOADS, min_size=1, max_size=12))
 def test_sql_reads_json_as_the_format_does(payloads: list[bytes | None]) -> None:
     compare("json", {"schema": SCHEMA}, payloads, TimeOptions())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(PAYLOADS, min_size=1, max_size=12), st.sampled_from([("t", None), ("i", "s"), ("u", "ns"), ("u", "ms"), ("d", "s"), ("n", None)]))
 def test_sql_finds_the_event_time_that_the_format_finds(payloads: list[bytes | None], time: tuple[str, Any]) -> None:
     compare("json", {"schema": SCHEMA}, payloads, TimeOptions(field=time[0], unit=time[1], disorder=0))
@@ -431,7 +432,7 @@ def test_sql_finds_the_event_time_that_the_format_finds(payloads: list[bytes | N
 CELLS = st.one_of(st.sampled_from(["", "NA", " 7 ", "+7", "007", ".5", "5.", "1e2", "TRUE", "False", "0", "nan", '"a,b"', '"a""b"', 'a"b', '"a', "ü", "-1", "300", *TIMES]), st.integers(-300, 300).map(str))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(st.lists(st.lists(CELLS, min_size=4, max_size=6).map(lambda cells: ",".join(cells).encode()), min_size=1, max_size=10))
 def test_sql_reads_csv_as_the_format_does(payloads: list[bytes | None]) -> None:
     options = {"schema": {"i": "int8", "d": "double", "b": "bool", "t": "timestamp[s]", "x": "string"}, "nulls": ["", "NA"]}

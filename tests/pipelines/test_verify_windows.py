@@ -21,6 +21,7 @@ from streamgauge.pipelines.verify import Verdict, verify_job
 from streamgauge.pipelines.verify_windows import _instant, place
 from streamgauge.transforms.config import Choice
 from streamgauge.transforms.windows import WINDOWS
+from tests.examples import examples
 from tests.pipelines.test_verify import run
 
 # Whole jobs, run and verified.
@@ -167,7 +168,7 @@ def test_events_that_were_changed_are_refused_before_anything_is_read(folder: Pa
 H = 3_600_000_000
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 60)), min_size=1, max_size=12), st.integers(1, 9), st.none() | st.integers(0, 20),
 )  # fmt: skip

@@ -23,6 +23,7 @@ from streamgauge.transforms.reduce import Stored
 from streamgauge.transforms.replay import ReplayPoint
 from streamgauge.transforms.watermark import reported
 from tests.collect import Collected
+from tests.examples import examples
 
 MS = 1000
 FIELDS = pa.schema([
@@ -61,7 +62,7 @@ def run(events: list[Event], cuts: list[int], disorder: int, record: int = 1, **
 EVENTS = st.lists(st.tuples(st.integers(0, 1_500 * MS), st.none() | st.sampled_from("ab"), st.integers(-9, 9)), min_size=1, max_size=40)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=examples(12))
 @given(EVENTS, st.lists(st.integers(0, 100), max_size=6), st.sampled_from([0, 50 * MS, 300 * MS]), st.sampled_from([0, 100 * MS, 10_000 * MS]))
 def test_every_event_is_in_one_result_or_late(events: list[Event], cuts: list[int], disorder: int, lateness: int) -> None:
     found, late = run(events, cuts, disorder, lateness=lateness)
@@ -86,7 +87,7 @@ def test_every_event_is_in_one_result_or_late(events: list[Event], cuts: list[in
     assert all(row["final"] and row["revision"] == row["events"] and row["metric"] == "m" for row in found)
 
 
-@settings(deadline=None, max_examples=6)
+@settings(deadline=None, max_examples=examples(6))
 @given(EVENTS, st.lists(st.integers(0, 100), max_size=6), st.integers(2, 5))
 def test_late_events_of_one_record_have_keys_of_their_own(events: list[Event], cuts: list[int], record: int) -> None:
     _, one_each = run(events, [], 0)

@@ -15,6 +15,7 @@ from streamgauge.transforms.combine import CombineDoFn, Slices
 from streamgauge.transforms.merge import Merged
 from streamgauge.transforms.partials import Partials
 from streamgauge.transforms.windows import WINDOWS
+from tests.examples import examples
 from tests.transforms.streamed import FIELDS, MS, Event, Step, batch_of, folded, micros, streamed
 
 S = 1000 * MS
@@ -54,7 +55,7 @@ def rising(steps: list[Any]) -> list[Step]:
     return made
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=examples(15))
 @given(STEPS, st.sampled_from(WINDOWS_TRIED), st.sampled_from([0, 1500 * MS, 60 * S]), st.sampled_from(["final", {"every": "500ms"}, "on_change"]))
 def test_what_a_store_holds_in_the_end(steps: list[Any], window: dict[str, Any], lateness: int, emit: Any) -> None:
     stream = rising(steps)

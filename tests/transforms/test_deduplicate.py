@@ -42,6 +42,7 @@ from streamgauge.transforms.deduplicate import DeduplicateOptions, _SeenDoFn, _S
 from streamgauge.transforms.record import JobRecord
 from streamgauge.transforms.seen_ids import DUPLICATE, NEW, NO_ID, UNJUDGED, SeenIds, ids_of, log_codec
 from tests.collect import Collected
+from tests.examples import examples
 from tests.running import Command, stored, until
 
 H = 100_000
@@ -200,7 +201,7 @@ def _copy(dofn: _SeenDoFn) -> _SeenDoFn:
     return made
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(EVENTS, st.lists(st.integers(0, 100), max_size=6), st.integers(1, 5), st.sampled_from([("id", "n"), ("id",), ("n",)]), st.sampled_from([H, 0, 1, 10**14]))
 def test_the_first_of_each_id_goes_on(events: list[Event], cuts: list[int], shards: int, by: tuple[str, ...], horizon: int) -> None:
     task = Task(by=by, shards=shards, horizon=horizon)
@@ -210,7 +211,7 @@ def test_the_first_of_each_id_goes_on(events: list[Event], cuts: list[int], shar
     assert task.remembered == sum(1 for index in found if only[index][1:] != (None, None))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(EVENTS, st.lists(st.integers(0, 100), max_size=8), st.lists(st.integers(0, 4), min_size=1, max_size=20), st.integers(1, 3))
 def test_failures_and_older_checkpoints_lose_nothing(events: list[Event], cuts: list[int], happens: list[int], instances: int) -> None:
     """0, 1: the bundle succeeds. 2: it fails and is tried again. 3: a checkpoint. 4: everything since the checkpoint is done again."""
@@ -235,7 +236,7 @@ def test_failures_and_older_checkpoints_lose_nothing(events: list[Event], cuts: 
     assert sorted(found) == first_ones(events)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(st.lists(st.tuples(TIMES.map(lambda time: time % (2 * H)), IDS, st.just(0)), max_size=40), st.lists(st.integers(0, 100), max_size=8), st.integers(0, H), st.booleans())
 def test_what_is_not_behind_the_watermark_is_judged_exactly_though_ids_expire(events: list[Event], cuts: list[int], disorder: int, few: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -363,7 +364,7 @@ def test_the_log_is_rewritten_a_constant_number_of_times(monkeypatch: pytest.Mon
 # The index
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(EVENTS, st.sampled_from([H, 0]))
 @example([(0, "a", 0), (0, "b", 0), (0, "a", 0), (0, "a", 1)], H)
 def test_ids_whose_hashes_collide_are_still_told_apart(events: list[Event], horizon: int) -> None:
@@ -405,7 +406,7 @@ def test_one_id_that_comes_often_makes_no_long_search() -> None:
     assert set(seen.judge(ids, np.arange(rows) * 6, np.zeros(rows, np.bool_)).tolist()) == {NO_ID}
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(EVENTS, st.integers(-2 * H, 2 * H))
 def test_an_index_from_its_records_is_the_same(events: list[Event], before: int) -> None:
     def judged(seen: SeenIds) -> list[int]:
@@ -452,7 +453,7 @@ def test_no_kernel_leaves_its_memory(tmp_path: Path) -> None:
 # In a pipeline
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=examples(12))
 @given(EVENTS.filter(bool), st.lists(st.integers(0, 100), max_size=5), st.integers(1, 4))
 def test_in_a_pipeline_exactly_one_goes_on(events: list[Event], cuts: list[int], shards: int) -> None:
     elements = [TimestampedValue(part, MIN_TIMESTAMP) for part in (batch([]), *batches(events, cuts))]

@@ -18,6 +18,7 @@ from pydantic_core import PydanticCustomError
 from streamgauge.transforms.aggregate import AggregateOptions, build_metric
 from streamgauge.transforms.expressions import Condition, EvaluationError, Query
 from streamgauge.transforms.partials import Partials
+from tests.examples import examples
 
 pytestmark = pytest.mark.filterwarnings("ignore:Arrow output on a DB-API result")
 
@@ -59,7 +60,7 @@ def batch(rows: list[Row]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist([{"user.id": 7, "select": 1, **row} for row in rows], schema=SCHEMA)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(ROWS, st.integers(0, 3))
 def test_a_condition_is_true_where_python_says_so(rows: list[Row], skipped: int) -> None:
     events = batch(rows).slice(skipped)

@@ -17,6 +17,7 @@ from streamgauge.transforms.rows import CUT, RowSpec
 from streamgauge.transforms.sinks.parquet import Parquet, ParquetOptions
 from streamgauge.transforms.sinks.rows_util import current, latest
 from streamgauge.transforms.sinks.sqlite import Sqlite, SqliteOptions
+from tests.examples import examples
 from tests.transforms.failed_sessions import history
 from tests.transforms.test_sessions import MS, Key, Store, Task, oracle, session_metric
 
@@ -33,14 +34,14 @@ def shown(table: pa.Table) -> dict[Key, dict[str, Any]]:
     return rows
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(SEEDS)
 def test_the_rows_that_hold(seed: int) -> None:
     written, expected = history(seed)
     assert shown(current(latest(pa.Table.from_batches(written, SCHEMA), SPEC), SPEC)) == expected
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=examples(25))
 @given(SEEDS)
 def test_in_sqlite(seed: int) -> None:
     written, expected = history(seed)
@@ -61,7 +62,7 @@ IN_DUCKDB = """
 """As in docs/how-to/read-results.md."""
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=examples(10))
 @given(SEEDS)
 def test_in_parquet(seed: int) -> None:
     written, expected = history(seed)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from streamgauge.transforms.groups import Groups, group_rows
 from streamgauge.transforms.reductions import reduced
+from tests.examples import examples
 
 TEXT = st.none() | st.sampled_from(["", "a", "b", "ab", "ß", "a\x00", "\x00a"]) | st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 ROWS = st.lists(st.tuples(TEXT, st.none() | st.sampled_from([0, 1, -1, 2**63 - 1, -(2**63)]), st.none() | st.booleans()), max_size=40)
@@ -90,7 +91,7 @@ VALUES = {
 }
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(st.data(), st.sampled_from(list(VALUES)), st.sampled_from(["sum", "min", "max", "count"]), st.integers(0, 3))
 def test_the_same_as_arrow(data: st.DataObject, kind: pa.DataType, function: str, skipped: int) -> None:
     keys = data.draw(st.lists(st.integers(0, 5), min_size=skipped + 1, max_size=30))

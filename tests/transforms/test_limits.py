@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from streamgauge.transforms.aggregate import AggregateOptions, build_metric
 from streamgauge.transforms.hashing import hash_rows
+from tests.examples import examples
 from tests.transforms.streamed import FIELDS, MS, Event, Step, folded, micros, streamed
 
 S = 1000 * MS
@@ -50,7 +51,7 @@ def expected(events: list[Event], size: int, every: int) -> tuple[dict[tuple[int
 
 @example([[(0, key, 1) for key in "abc"]] * 2 + [[(0, key, 1) for key in "def"]], ("tumbling", 1), False, True)
 @example([[(0, key, 1) for key in "abc"] * 6] * 2 + [[(0, key, 1) for key in "def"]], ("tumbling", 1), False, True)
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=examples(12))
 @given(
     st.lists(EVENTS | st.just("clock"), min_size=1, max_size=5), st.sampled_from([("tumbling", 1), ("tumbling", 4), ("sliding", 3)]), st.booleans(), st.booleans()
 )

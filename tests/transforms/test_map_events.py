@@ -30,6 +30,7 @@ from streamgauge.transforms.map_python import ContractError
 from streamgauge.transforms.map_steps import Mapped
 from streamgauge.transforms.record import JobRecord
 from tests.collect import Collected
+from tests.examples import examples
 
 pytestmark = pytest.mark.filterwarnings("ignore:Arrow output on a DB-API result")
 
@@ -81,7 +82,7 @@ def whole(text: str | None) -> int | None:
     return number
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(ROWS, st.booleans())
 def test_lists_become_rows(rows: list[Row], keep_empty: bool) -> None:
     found = mapped(rows, explode={"field": "items", "as": "item", "index": "place", "keep_empty": keep_empty}, drop=["tags"])
@@ -96,7 +97,7 @@ def test_lists_become_rows(rows: list[Row], keep_empty: bool) -> None:
     assert values(found, "n", "tags") == [(row["n"], tag) for row in rows for tag in row["tags"] or []]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(ROWS)
 def test_an_event_without_an_answer_costs_itself_only(rows: list[Row]) -> None:
     found = mapped(rows, where="n IS NULL OR n >= 0", fields={"whole": "text::BIGINT", "n": "n + 1", "half": "n * 0.5"})
@@ -115,7 +116,7 @@ def test_an_event_without_an_answer_costs_itself_only(rows: list[Row]) -> None:
     assert set(found.failed) == failed and all(why.error_type == "expression" and str(why).startswith("fields: ") for why in found.failed.values())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(ROWS)
 def test_an_event_of_which_one_item_fails_gives_none(rows: list[Row]) -> None:
     found = mapped(rows, explode="items", fields={"whole": '"items.sku"::BIGINT'}, keep=["whole", "items.count"])
@@ -155,7 +156,7 @@ def double_batch(events: pa.RecordBatch) -> pa.Table:
 
 
 @pytest.mark.parametrize(("takes", "function"), [("numpy", double_numpy), ("pandas", double_pandas), ("polars", double_polars), ("batch", double_batch)])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(rows=ROWS)
 def test_a_function_that_raises_for_one_event_costs_that_event(takes: str, function: Callable[[Any], Any], rows: list[Row]) -> None:
     found = mapped(rows, python={"function": function, "takes": takes, "schema": {"half": "double", "n": "int64"}})

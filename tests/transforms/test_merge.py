@@ -15,6 +15,7 @@ from streamgauge.transforms.aggregate import AggregateOptions, build_metric
 from streamgauge.transforms.batch import SchemaMismatch
 from streamgauge.transforms.merge import Progress
 from streamgauge.transforms.partials import Metric, Partials
+from tests.examples import examples
 
 SCHEMA = pa.schema([("host", pa.string()), ("up", pa.bool_()), ("x", pa.int32()), ("y", pa.float64())])
 ALL: dict[str, Any] = {"n": "count", "total": {"sum": "x"}, "hi": {"max": "x"}, "lo": {"min": "y"}, "avg": {"mean": "x"}}
@@ -36,7 +37,7 @@ def stored(partials: Partials, events: list[dict[str, Any]]) -> list[bytes]:
     return [partials.codec.encode(partial) for _, _, partial in partials.of_events(batch, np.zeros(len(events), np.int64))]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(NAMES, NAMES, st.lists(EVENT, min_size=1, max_size=12), st.lists(EVENT, max_size=12), st.booleans())
 def test_what_an_earlier_version_stored_counts_as_if_this_one_had(
     first: list[str], second: list[str], old: list[dict[str, Any]], new: list[dict[str, Any]], renamed: bool

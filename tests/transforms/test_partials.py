@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from streamgauge.transforms.aggregate import AggregateOptions, build_metric
 from streamgauge.transforms.batch import EVENT_TIME, EVENT_TIME_TYPE
 from streamgauge.transforms.partials import Metric, Partials
+from tests.examples import examples
 
 SCHEMA = pa.schema([
     pa.field(EVENT_TIME, EVENT_TIME_TYPE), pa.field("host", pa.string()), pa.field("up", pa.bool_()), pa.field("value", pa.float64()),
@@ -76,7 +77,7 @@ def expected(events: list[dict[str, Any]], by: tuple[str, ...]) -> dict[tuple[An
     return {(row["start"], *(row[name] for name in by)): row for row in rows}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(
     st.lists(EVENT, min_size=1, max_size=60), st.sampled_from([(), ("host",), ("host", "up"), ("up", "small", "seen")]),
     st.lists(st.integers(0, 1000), max_size=5), st.integers(0, 1000),
@@ -98,7 +99,7 @@ def test_any_grouping_equals_sql_over_all(events: list[dict[str, Any]], by: tupl
         assert row["big_avg"] == (None if big is None else float(Fraction(big, other["bigs"])))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(st.lists(EVENT, min_size=1, max_size=60), st.sampled_from([("host",), ("host", "up"), ("up", "small", "seen")]), st.lists(st.integers(0, 60), min_size=2, max_size=4))
 def test_merging_in_pieces_changes_nothing(events: list[dict[str, Any]], by: tuple[str, ...], cuts: list[int]) -> None:
     partials = Partials(metric(by, shards=1))

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamgauge.transforms.position_index import LIMIT, SPACING, Indexes, PositionIndex
+from tests.examples import examples
 
 
 def newest_before(times: list[int], position: int) -> int | None:
@@ -20,7 +21,7 @@ def assert_true(index: PositionIndex, times: list[int]) -> None:
         assert before is None or before <= newest
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(
     st.lists(st.integers(0, 100).map(lambda tenths: tenths * SPACING // 10), min_size=1, max_size=60),
     st.lists(st.tuples(st.integers(1, 7), st.none() | st.integers(0, 60), st.integers(0, 3), st.booleans()), min_size=1, max_size=25),

@@ -28,6 +28,7 @@ from streamgauge.transforms.restriction import UNBOUNDED, Positions, PositionsTr
 from streamgauge.transforms.sources.base import Split
 from streamgauge.transforms.splits import split_element
 from tests.collect import Collected
+from tests.examples import examples
 from tests.memory import event, memory
 
 OPTIONS: dict[str, Any] = {
@@ -47,7 +48,7 @@ def read_all(payloads: dict[str, list[bytes | None]], record: Path | None = None
     return events.rows, rejected.rows
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=examples(8))
 @given(st.dictionaries(st.sampled_from("abc"), st.lists(st.integers(0, 10**6) | st.just(None), max_size=15), min_size=1, max_size=3), st.integers(1, 5))
 def test_every_payload_is_one_event_or_one_dead_letter(values: dict[str, list[int | None]], step: int) -> None:
     """None stands for a payload that is no event."""
@@ -157,7 +158,7 @@ def test_tagged_outputs_are_dead_letters(tmp_path: Path) -> None:
     assert letters.value.value.column("payload").to_pylist() == [b"x", None]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(
     st.lists(st.integers(0, 40).map(lambda tenths: tenths * 500), min_size=1, max_size=30),
     st.lists(st.tuples(st.integers(0, 30), st.booleans(), st.sampled_from(["1s", "3s", "0s"])), min_size=1, max_size=5),

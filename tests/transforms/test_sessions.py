@@ -34,6 +34,7 @@ from streamgauge.transforms.sessions import SessionDoFn
 from streamgauge.transforms.stable_ids import own_timers
 from streamgauge.transforms.windows.session import Session, SessionOptions
 from tests.collect import Collected
+from tests.examples import examples
 
 MS = 1000
 GAP = 4 * MS
@@ -236,7 +237,7 @@ STEPS = st.lists(
 LONGEST = st.sampled_from([None, GAP, 2 * GAP, 10 * MS])
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @example(
     [("bundle", [[(0, None, None), (22_500, None, None)]]), ("advance", 22_000), ("fail", [[(0, None, None)]] * 2), ("bundle", [[(56_000, None, None)]]), ("advance", 26_000)],
     None, 0, None,
@@ -268,7 +269,7 @@ def test_rows_come_to_what_the_events_say(steps: list[tuple[str, Any]], longest:
     assert not task.bag.values and task.end.when is None, "nothing is left"
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=examples(25))
 @given(st.lists(EVENTS, min_size=1, max_size=5), LONGEST, st.lists(st.booleans(), min_size=5, max_size=5))
 def test_a_runner_that_fires_too_early_loses_nothing(batches: list[list[Event]], longest: int | None, fires: list[bool]) -> None:
     task = Task(longest, forgets=False, emit_every=0)
@@ -283,7 +284,7 @@ def test_a_runner_that_fires_too_early_loses_nothing(batches: list[list[Event]],
     assert task.store.current() == task.store.current(final=True) == oracle(task.accepted, longest)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(st.lists(EVENTS, min_size=1, max_size=6), LONGEST, st.integers(0, 10**6))
 def test_pieces_are_merged_in_any_order_and_grouping(batches: list[list[Event]], longest: int | None, seed: int) -> None:
     """What is merged is one row for each piece of all the events."""
@@ -479,7 +480,7 @@ def test_early_results_on_a_stream() -> None:
 
 
 @example([[(0, "a", 1)], [(3 * MS, "a", 1)]])
-@settings(deadline=None, max_examples=4)
+@settings(deadline=None, max_examples=examples(4))
 @given(st.lists(EVENTS, min_size=1, max_size=4))
 def test_on_the_direct_runner(batches: list[list[Event]]) -> None:
     elements = [element(events) for events in batches]

@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from streamgauge.transforms.aggregate import AggregateOptions, build_metric
 from streamgauge.transforms.aggregates.trial import events_of, result_of
+from tests.examples import examples
 from tests.transforms.aggregates.any_order import Algebra, Event, by_key, events
 
 FIELDS = {"x": pa.float64(), "n": pa.int64(), "name": pa.string(), "flag": pa.bool_()}
@@ -57,7 +58,7 @@ def expected(some: list[Event]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 @given(EVENTS, st.integers(0, 1000))
 def test_any_order_of_merging_gives_what_python_says(some: list[Event], seed: int) -> None:
     found = ALGEBRA.results(some, seed)

@@ -18,6 +18,7 @@ from streamgauge.transforms.aggregates.hyperloglog import add, estimates, standa
 from streamgauge.transforms.aggregates.trial import events_of, result_of
 from streamgauge.transforms.aggregates.uniques import codes, distinct, hashes_of
 from streamgauge.transforms.groups import group_rows
+from tests.examples import examples
 from tests.transforms.aggregates.any_order import Algebra, Event, by_key, events
 
 FIELDS = {
@@ -43,7 +44,7 @@ def counted(some: list[Event], name: str) -> set[Any]:
     return {event[name] for event in some if event[name] is not None and not (isinstance(event[name], float) and math.isnan(event[name]))}
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=examples(15))
 @given(EVENTS, st.integers(0, 1000))
 def test_any_order_of_merging_gives_what_python_says(some: list[Event], seed: int) -> None:
     found = ALGEBRA.results(some, seed)
@@ -111,7 +112,7 @@ def hash_of(text: bytes) -> int:
     return mixed(found)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(st.lists(st.text(max_size=20)), st.lists(st.floats(allow_nan=False)), st.lists(st.integers(-(2**63), 2**63 - 1)))
 def test_hashes_are_the_same_in_every_version(texts: list[str], floats: list[float], numbers: list[int]) -> None:
     """They are in stored state."""
@@ -122,7 +123,7 @@ def test_hashes_are_the_same_in_every_version(texts: list[str], floats: list[flo
     assert hashes_of(pa.array(numbers, pa.int64())).tolist() == [mixed(value % 2**64) for value in numbers]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(st.lists(st.tuples(st.integers(0, 2), st.none() | st.text(max_size=2)), max_size=40))
 def test_distinct_rows_are_those_that_groups_find(rows: list[tuple[int, str | None]]) -> None:
     rows = [row for row in rows if row[1] is not None]

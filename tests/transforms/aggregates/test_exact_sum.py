@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from streamgauge.transforms.aggregates.exact_results import means, moments, totals
 from streamgauge.transforms.aggregates.exact_sum import EXACT, Exact, merge_exact, of_integers, sum_doubles, sum_products, sum_squares
 from streamgauge.transforms.groups import Groups, group_rows
+from tests.examples import examples
 
 TINY, HUGE = 5e-324, 1.7976931348623157e308
 SPECIAL = st.sampled_from([0.0, -0.0, TINY, -TINY, 2.2250738585072014e-308, HUGE, -HUGE, 1.0, -1.0, 2.0**53, 2.0**53 + 2, 0.1, 1e16, -1e16])
@@ -45,7 +46,7 @@ def total_of(values: list[Any], kernel: Any = sum_doubles) -> float | None:
     return number
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=examples(80))
 @given(KEYED)
 def test_a_total_is_the_double_nearest_to_the_true_sum(events: list[tuple[int, float | None]]) -> None:
     keys = [key for key, _ in events]
@@ -55,7 +56,7 @@ def test_a_total_is_the_double_nearest_to_the_true_sum(events: list[tuple[int, f
         assert total == (rounded(sum(map(Fraction, values), Fraction())) if values else None)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(KEYED, st.integers(0, 2**32))
 def test_equal_sums_are_equal_bytes_however_they_were_merged(events: list[tuple[int, float | None]], seed: int) -> None:
     """Events in any order, in parts of any size, parts merged in any grouping."""
@@ -134,7 +135,7 @@ NUMBERS = {
 }  # fmt: skip
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=examples(80))
 @given(st.data(), st.sampled_from(list(NUMBERS)), st.sampled_from(list(NUMBERS)))
 def test_products_are_exact(data: st.DataObject, left: pa.DataType, right: pa.DataType) -> None:
     pairs = data.draw(st.lists(st.tuples(NUMBERS[left], NUMBERS[right]), min_size=1, max_size=20))
@@ -150,14 +151,14 @@ def test_products_are_exact(data: st.DataObject, left: pa.DataType, right: pa.Da
 COUNTS = st.integers(2, 10) | st.integers(2, 2**63 - 1) | st.sampled_from([2**31, 2**32 - 1, 2**32, 2**32 + 1])
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=examples(80))
 @given(st.lists(DOUBLES, min_size=1, max_size=10), COUNTS)
 def test_a_mean_is_rounded_once(values: list[float], count: int) -> None:
     state = Exact.of(sum_doubles(pa.array(values), one_group(len(values))))
     assert means(state, np.array([count]))[0].as_py() == rounded(sum(map(Fraction, values), Fraction()) / count)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=examples(80))
 @given(st.lists(st.tuples(DOUBLES, DOUBLES), min_size=1, max_size=10), COUNTS, st.integers(0, 1))
 def test_a_moment_is_rounded_once(pairs: list[tuple[float, float]], count: int, freedom: int) -> None:
     """Of any count: what it counts does not matter to the arithmetic."""
@@ -171,7 +172,7 @@ def test_a_moment_is_rounded_once(pairs: list[tuple[float, float]], count: int, 
     assert found.doubles()[0] == rounded(total / (count * (count - freedom)))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(st.lists(st.tuples(st.integers(-(2**63), 2**63 - 1), st.integers(-(2**63), 2**63 - 1)), min_size=1, max_size=5))
 def test_integers_in_two_halves(parts: list[tuple[int, int]]) -> None:
     high, low = (np.array([part[side] for part in parts], np.int64) for side in (0, 1))

@@ -20,6 +20,7 @@ from streamgauge.transforms.aggregate import AggregateOptions
 from streamgauge.transforms.aggregates.exponential_histogram import ExponentialHistogram
 from streamgauge.transforms.aggregates.histogram import FEW_BOUNDS, Histogram
 from streamgauge.transforms.config import problems
+from tests.examples import examples
 from tests.transforms.aggregates.regrouped import results
 
 SEED = st.integers(0, 10**6)
@@ -39,7 +40,7 @@ def counted(values: list[Any], bounds: list[float]) -> list[int]:
     return [places[bucket] for bucket in range(len(bounds) + 1)]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=examples(25))
 @given(EVENTS, BOUNDS, st.booleans(), SEED)
 def test_counts_between_bounds(events: list[tuple[str, float | None]], bounds: list[float], at_values: bool, seed: int) -> None:
     if at_values:
@@ -51,7 +52,7 @@ def test_counts_between_bounds(events: list[tuple[str, float | None]], bounds: l
 INTEGERS = [(pa.int64(), -(2**63), 2**63 - 1), (pa.uint64(), 0, 2**64 - 1), (pa.int8(), -128, 127)]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 @given(st.data(), st.sampled_from(INTEGERS), SEED)
 def test_large_integers_are_not_rounded_over_a_bound(data: st.DataObject, kind: tuple[pa.DataType, int, int], seed: int) -> None:
     integer = st.integers(kind[1], kind[2]) | st.sampled_from([kind[1], kind[2], kind[2] // 2 + 1, kind[2] // 2])
@@ -87,7 +88,7 @@ def exponential(values: list[float | None], most: int, scale: int) -> dict[str, 
     return {"count": len(finite), "scale": scale, "zero_count": finite.count(0), "positive": both[0], "negative": both[1]}
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(EVENTS, st.sampled_from([2, 3, 20, 160]), st.sampled_from([20, 3, 0, -10]), SEED)
 def test_the_scale_is_the_largest_at_which_all_fit_in_any_order(events: list[tuple[str, float | None]], most: int, scale: int, seed: int) -> None:
     found = results({"e": {"exponential_histogram": {"of": "x", "max_size": most, "scale": scale}}}, pa.float64(), events, seed)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from streamgauge.transforms.aggregates.items import MOST, count_items, items_type, merge_items, open_lists
 from streamgauge.transforms.groups import group_rows
+from tests.examples import examples
 
 DAY = datetime.date(1970, 1, 1)
 KINDS: list[tuple[pa.DataType, st.SearchStrategy[Any]]] = [
@@ -47,7 +48,7 @@ def plain(lists: pa.Array, kind: pa.DataType) -> list[list[tuple[Any, int]]]:
     return [[(entry["item"], entry["weight"]) for entry in group] for group in lists.to_pylist()]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(st.data(), st.sampled_from(KINDS), st.booleans(), st.integers(0, 40))
 def test_counted_in_parts_and_merged_is_the_sum_of_weights(
     data: st.DataObject, kind: tuple[pa.DataType, st.SearchStrategy[Any]], weighted: bool, cut: int
@@ -78,7 +79,7 @@ def test_null_lists_and_slices_are_read_right() -> None:
     assert plain(counted, pa.int64()) == [[(7, 2)]]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 @given(st.lists(st.sampled_from(["x", "y", None]), max_size=10))
 @example([])
 def test_a_dictionary_counts_as_what_it_stands_for(items: list[str | None]) -> None:

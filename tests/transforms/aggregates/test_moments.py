@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from streamgauge.transforms.aggregate import AggregateOptions, build_metric
 from streamgauge.transforms.aggregates.trial import events_of, result_of
+from tests.examples import examples
 from tests.transforms.aggregates.regrouped import KEY, results
 from tests.transforms.aggregates.test_exact_sum import HUGE, NUMBERS, rounded
 
@@ -60,7 +61,7 @@ def assert_root(found: float | None, square: Fraction | None) -> None:
         assert high == math.inf or square <= Fraction(high) ** 2
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(st.data(), st.sampled_from(list(NUMBERS)), st.integers(0, 1000))
 def test_one_field(data: st.DataObject, kind: pa.DataType, seed: int) -> None:
     events = data.draw(st.lists(st.tuples(KEYS, st.none() | clustered(kind)), min_size=1, max_size=30))
@@ -81,7 +82,7 @@ def test_one_field(data: st.DataObject, kind: pa.DataType, seed: int) -> None:
             assert_root(row[f"{prefix}stddev"], square)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(st.data(), st.sampled_from(list(NUMBERS)), st.sampled_from(list(NUMBERS)), st.integers(0, 1000))
 def test_two_fields(data: st.DataObject, left: pa.DataType, right: pa.DataType, seed: int) -> None:
     value = st.tuples(KEYS, st.none() | clustered(left), st.none() | clustered(right))

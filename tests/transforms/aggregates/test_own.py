@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from streamgauge.transforms.aggregates import AGGREGATES
 from streamgauge.transforms.aggregates.trial import events_of, result_of
+from tests.examples import examples
 from tests.running import Command, until
 from tests.transforms.aggregates.any_order import Algebra, Event, by_key, events
 
@@ -58,7 +59,7 @@ ALGEBRA = Algebra(
 )
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=examples(15))
 @given(events({"at": st.none() | st.integers(-(10**6), 10**6), "ms": st.sampled_from([None, 20.0, 40.0])}), st.integers(0, 1000))
 def test_its_kernel_gives_the_same_in_any_order(some: list[Event], seed: int) -> None:
     found = ALGEBRA.results(some, seed)

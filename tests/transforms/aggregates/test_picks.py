@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from streamgauge.transforms.aggregates.order import Order, sorted_rows
 from streamgauge.transforms.aggregates.trial import events_of, result_of
 from streamgauge.transforms.batch import EVENT_TIME, EVENT_TIME_TYPE
+from tests.examples import examples
 from tests.transforms.aggregates.any_order import Algebra, Event, by_key, events, order
 
 FIELDS = {
@@ -73,7 +74,7 @@ def expected(some: list[Event]) -> dict[str, Any]:
     return own | {"kinds": collected(some, "kind", 1, True), "days": collected(flagged, "day", 100, True)}
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=examples(12))
 @given(EVENTS, st.integers(0, 1000))
 def test_any_order_of_merging_gives_what_python_says(some: list[Event], seed: int) -> None:
     found = ALGEBRA.results(some, seed)
@@ -81,7 +82,7 @@ def test_any_order_of_merging_gives_what_python_says(some: list[Event], seed: in
         assert {name: found[key][name] for name in AGGREGATES} == expected(own)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 2), st.integers(0, 2)), max_size=70))
 def test_rows_are_sorted_and_stay_as_they_are_where_equal(rows: list[tuple[int, ...]]) -> None:
     ids, *keys = np.array(rows, np.int64).reshape(len(rows), 4).T.copy()

@@ -17,6 +17,7 @@ from streamgauge.transforms.aggregate import AggregateOptions
 from streamgauge.transforms.aggregates.logarithm import SMALLEST
 from streamgauge.transforms.aggregates.quantile import Buckets, Quantile, QuantileOptions
 from streamgauge.transforms.config import problems
+from tests.examples import examples
 from tests.transforms.aggregates.regrouped import results
 
 QS = [0, 0.01, 0.25, 0.5, 0.75, 0.95, 0.999, 1]
@@ -33,7 +34,7 @@ def assert_within(found: float, true: float, error: float) -> None:
         assert abs(Fraction(found) - Fraction(true)) <= Fraction(error) * abs(Fraction(true)), (found, true)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(st.lists(EVENT, min_size=1, max_size=60), st.integers(0, 10**6), st.sampled_from([1e-6, 0.001, 0.01, 0.3, 0.99]))
 def test_any_grouping_gives_one_answer_within_the_error(events: list[tuple[str, float | None]], seed: int, error: float) -> None:
     aggregates = {"q": {"quantile": {"of": "x", "q": QS, "error": error}}, "median": {"quantile": {"of": "x", "q": 0.5, "error": error}}}
@@ -79,7 +80,7 @@ def test_heavy_tails(name: str) -> None:
         assert_within(value, data[math.floor(q * (len(data) - 1))].item(), 0.01)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 @given(st.lists(st.tuples(st.just("a"), st.integers(-60, 60).map(lambda n: math.copysign(2.0 ** abs(n), n))), min_size=30, max_size=80), st.integers(0, 10**6))
 def test_beyond_max_buckets_only_the_lowest_values_lose_their_bound(events: list[tuple[str, float]], seed: int) -> None:
     aggregates = {"q": {"quantile": {"of": "x", "q": QS, "max_buckets": 16}}}

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from streamgauge.transforms.aggregates.trial import events_of, result_of
 from streamgauge.transforms.batch import EVENT_TIME
+from tests.examples import examples
 from tests.transforms.aggregates.any_order import Algebra, Event, by_key, events
 
 FIELDS = {"n": pa.int64(), "small": pa.int16(), "u": pa.uint64(), "x": pa.float64(), "single": pa.float32()}
@@ -54,7 +55,7 @@ def rate(found: list[tuple[int, Any]], name: str, per: int = 1_000_000) -> float
     return None if total is None or not between else float(total) / (between / per)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 @given(EVENTS, st.integers(0, 1000))
 def test_any_order_of_merging_gives_what_python_says(some: list[Event], seed: int) -> None:
     found = ALGEBRA.results(some, seed)

@@ -19,6 +19,7 @@ from streamgauge.transforms.aggregates.items import MOST
 from streamgauge.transforms.aggregates.mode import Mode, ModeOptions
 from streamgauge.transforms.aggregates.top import Top, TopOptions
 from streamgauge.transforms.config import problems
+from tests.examples import examples
 from tests.transforms.aggregates.regrouped import results
 
 SEED = st.integers(0, 10**6)
@@ -39,7 +40,7 @@ def ranked(counts: dict[Any, Any]) -> list[tuple[Any, Any]]:
     return sorted(((value, count) for value, count in counts.items() if count), key=rank)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(st.data(), st.sampled_from(KINDS), SEED)
 def test_exact_while_the_values_fit(data: st.DataObject, kind: tuple[pa.DataType, st.SearchStrategy[Any]], seed: int) -> None:
     events = data.draw(st.lists(st.tuples(st.sampled_from("ab"), st.none() | kind[1]), min_size=1, max_size=40))
@@ -51,7 +52,7 @@ def test_exact_while_the_values_fit(data: st.DataObject, kind: tuple[pa.DataType
         assert row["mode"] == (wanted[0][0] if wanted else None)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=examples(25))
 @given(st.lists(st.tuples(st.just("a"), st.integers(0, 12)), min_size=1, max_size=80), st.integers(1, 4), st.integers(0, 6), SEED)
 def test_beyond_the_capacity_within_the_stated_error(events: list[tuple[str, int]], k: int, more: int, seed: int) -> None:
     capacity = k + more
@@ -91,7 +92,7 @@ WEIGHTS: list[tuple[pa.DataType, st.SearchStrategy[Any]]] = [
 ]  # fmt: skip
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(st.data(), st.sampled_from(WEIGHTS), st.sampled_from([0, 2, 6]), SEED)
 def test_by_the_sum_of_another_field(data: st.DataObject, kind: tuple[pa.DataType, st.SearchStrategy[Any]], decimals: int, seed: int) -> None:
     """Sums of floats are those of their values rounded to the decimals, exact: the order of merging does not show."""

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from streamgauge.transforms.aggregates.trial import events_of, result_of
 from streamgauge.transforms.batch import EVENT_TIME, EVENT_TIME_TYPE
+from tests.examples import examples
 from tests.transforms.aggregates.regrouped import results
 from tests.transforms.aggregates.test_exact_sum import HUGE, SPECIAL, TINY
 
@@ -38,7 +39,7 @@ def assert_mean(found: float | None, events: list[tuple[int, float]], half_life:
         assert abs(Decimal(found) - mean) <= BOUND * sizes / sum(weights) + Decimal(TINY)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(
     st.lists(st.tuples(st.sampled_from("ab"), TIMES, st.none() | VALUES), min_size=1, max_size=25),
     st.sampled_from([1, 1000, 1_000_003, 300_000_000, 10**13]), st.integers(0, 1000),

@@ -18,6 +18,7 @@ from streamgauge.transforms.event_time import EventTime, TimeOptions
 from streamgauge.transforms.formats.arrow import Arrow
 from streamgauge.transforms.formats.base import Parsed
 from streamgauge.transforms.sources.base import SourceError
+from tests.examples import examples
 from tests.transforms.formats.hostile import batch, comparable, mutated
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -260,7 +261,7 @@ def numbers(draw: st.DrawFn) -> tuple[pa.DataType, list[Any]]:
     return source, draw(st.lists(st.one_of(st.none(), value), min_size=1, max_size=12))
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=examples(600), deadline=None)
 @given(st.sampled_from([*INTEGERS, *REALS]), numbers())
 @example("int64", (pa.float64(), [float(2**63), -float(2**63)]))
 @example("uint64", (pa.float64(), [float(2**64), float(2**63)]))
@@ -353,7 +354,7 @@ def read_as(event: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.lists(st.one_of(records(), records(), st.none(), records().flatmap(lambda record: mutated(record[0]))), max_size=6), st.integers(0, 2))
 def test_events_are_what_python_says_whatever_their_neighbours(drawn: list[Any], offset: int) -> None:
     payloads = [item[0] if isinstance(item, tuple) else item for item in drawn]
@@ -375,7 +376,7 @@ def test_events_are_what_python_says_whatever_their_neighbours(drawn: list[Any],
         # What a damaged one gives is for Arrow to say: an event, a reject or both, but nothing of its neighbours.
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(records(), st.integers(1, 200))
 def test_a_payload_that_is_cut_off_is_a_reject_or_ends_between_batches(record: tuple[bytes, list[dict[str, Any]]], cut: int) -> None:
     payload, events = record

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from streamgauge.transforms.formats.csv import Csv, split_record
 from streamgauge.transforms.formats.payloads import BadPayloadError
+from tests.examples import examples
 from tests.transforms.formats.hostile import NUMBERS, TEXTS, TIMES, batch, check_against_definition, mutated
 
 SCHEMA = {
@@ -171,7 +172,7 @@ def payload(draw: st.DrawFn) -> bytes:
     return draw(mutated(text.encode("utf-8", "surrogatepass")))
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=examples(600), deadline=None)
 @given(
     st.lists(st.one_of(payload(), payload(), st.binary(max_size=20), st.none(), st.sampled_from(TYPICAL)), max_size=6),
     st.booleans(),
@@ -208,7 +209,7 @@ def test_kernel_and_definition_agree_on_every_edge(name: str) -> None:
     check_against_definition(ALL, batch(found), found)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(st.text(alphabet='ab",\n ', max_size=12).filter(lambda text: text.strip("\n")))
 def test_records_are_split_as_pythons_csv_splits_them(text: str) -> None:
     try:

@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from streamgauge.transforms.formats.json import MAX_DEPTH, Json
+from tests.examples import examples
 from tests.transforms.formats.hostile import HALVES, NUMBERS, TEXTS, TIMES, batch, check_against_definition, comparable, mutated
 
 SCHEMA = {
@@ -275,7 +276,7 @@ def payload(draw: st.DrawFn) -> bytes:
 payloads = st.lists(st.one_of(payload(), payload(), st.binary(max_size=20), st.none(), st.sampled_from(TYPICAL)), max_size=6)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=examples(600), deadline=None)
 @given(payloads, st.booleans(), st.integers(0, 2))
 @example([b'{"text":"a\xed\xa0\x80"}', b'{"\xed\xa0\x80":1}', b'{"text":"\xf4\x90\x80\x80"}', b'{"text":"\xc3'], False, 1)
 def test_kernel_and_definition_agree(found: list[bytes | None], newline: bool, offset: int) -> None:
@@ -291,7 +292,7 @@ def test_kernel_and_definition_agree_on_every_edge(name: str) -> None:
     check_against_definition(ALL, batch(found), found)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(payload())
 def test_what_is_malformed_is_what_another_parser_refuses(found: bytes) -> None:
     try:
@@ -310,7 +311,7 @@ written_double = st.one_of(
 ).filter(lambda text: abs(float(text)) <= sys.float_info.max)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.lists(written_double, min_size=1, max_size=200))
 @example(["-0.0", "-0", "0e5", "-0.00e-3"])
 def test_doubles_are_the_nearest(texts: list[str]) -> None:

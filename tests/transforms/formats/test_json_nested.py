@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from streamgauge.transforms.formats.csv import Csv
 from streamgauge.transforms.formats.json import Json
 from streamgauge.transforms.sources.base import RawBatch
+from tests.examples import examples
 
 SCHEMA = {"id": "int64", "lines": "list<struct<sku: string, price: double, at: timestamp[s]>>", "user.tags": "list<list<int8>>", "place": "struct<x: double, y: struct<z: bool>>"}
 FORMAT = Json(Json.Options(schema=SCHEMA))
@@ -39,7 +40,7 @@ def _place(place: dict[str, Any] | None) -> dict[str, Any] | None:
     return None if place is None else {"x": place.get("x"), "y": place.get("y")}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(EVENTS)
 def test_lists_and_structs_are_what_the_payload_has(events: list[dict[str, Any]]) -> None:
     parsed = parse([json.dumps(event).encode() for event in events])

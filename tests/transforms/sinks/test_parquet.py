@@ -15,6 +15,7 @@ from streamgauge.transforms.rows import RowSpec
 from streamgauge.transforms.sinks import rows_util
 from streamgauge.transforms.sinks.base import SinkError
 from streamgauge.transforms.sinks.parquet import Parquet, ParquetOptions
+from tests.examples import examples
 from tests.transforms.sinks import cases
 
 
@@ -28,7 +29,7 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.parquet"))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(cases.histories())
 def test_what_is_stored_is_what_the_rule_says(history: list) -> None:
     with TemporaryDirectory() as folder:

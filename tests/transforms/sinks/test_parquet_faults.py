@@ -26,6 +26,7 @@ from streamgauge.transforms.sinks import SINKS, rows_util
 from streamgauge.transforms.sinks.base import SinkError
 from streamgauge.transforms.sinks.parquet import Parquet, ParquetOptions
 from streamgauge.transforms.write import _WriteDoFn
+from tests.examples import examples
 from tests.transforms.sinks import cases, faults
 from tests.transforms.sinks.frozen import frozen
 
@@ -68,7 +69,7 @@ def locked(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(8), deadline=None)
 @given(st.integers(0, 2**32))
 def test_the_files_are_right_whatever_fails(seed: int) -> None:
     random = Random(seed)

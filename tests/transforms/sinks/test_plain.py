@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 
 from streamgauge.transforms.sinks.plain import from_plain, plain_type, to_plain
+from tests.examples import examples
 from tests.transforms.sinks import cases
 
 
@@ -72,7 +73,7 @@ def test_what_has_no_plain_form(kind: pa.DataType) -> None:
         plain_type(kind)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(cases.histories())
 def test_lists_and_structs_are_valid_json(history: list) -> None:
     table = cases.to_table(history[0])

@@ -17,6 +17,7 @@ from streamgauge.transforms.sinks import SINKS, questdb, questdb_sql, rows_util
 from streamgauge.transforms.sinks.base import SinkError
 from streamgauge.transforms.sinks.questdb import QuestDb, QuestDbOptions
 from streamgauge.transforms.write import _WriteDoFn
+from tests.examples import examples
 from tests.transforms.sinks import cases, faults
 from tests.transforms.sinks.fake_questdb import FakeQuestDb
 from tests.transforms.sinks.faults import FaultyServer
@@ -38,7 +39,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch, tries: float = 0.05, request: flo
     monkeypatch.setattr(questdb, "_CLIENT_SECONDS", request / 2)
 
 
-@settings(max_examples=2, deadline=None)
+@settings(max_examples=examples(2), deadline=None)
 @given(st.integers(0, 2**32))
 def test_the_view_is_right_whatever_fails(seed: int) -> None:
     random = Random(seed)

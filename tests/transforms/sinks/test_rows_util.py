@@ -23,10 +23,11 @@ from streamgauge.transforms.sinks.rows_util import (
     retrying,
     sift,
 )
+from tests.examples import examples
 from tests.transforms.sinks import cases
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(cases.histories())
 def test_latest_is_the_rule_applied_row_by_row(history: list) -> None:
     table = cases.to_table([row for batch in history for row in batch])
@@ -97,7 +98,7 @@ def test_what_is_tried_together_gives_up_together(monkeypatch: pytest.MonkeyPatc
     assert tries == [1, 1, 2], "the second has no time of its own, but one try"
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(st.lists(st.booleans(), max_size=40), st.sampled_from(["nothing", "the first", "any"]), st.integers(1, 50), st.randoms())
 def test_sifting_stores_every_good_row_once_and_finds_every_bad_one(bad: list[bool], told: str, small: int, random: Random) -> None:
     stored: list[int] = []

@@ -15,6 +15,7 @@ from streamgauge.transforms.rows import RowSpec
 from streamgauge.transforms.sinks import SINKS
 from streamgauge.transforms.sinks.base import SinkError
 from streamgauge.transforms.sinks.sqlite import Sqlite, SqliteOptions
+from tests.examples import examples
 from tests.transforms.sinks import cases
 
 
@@ -24,7 +25,7 @@ def opened(folder: Path, schema: pa.Schema = cases.SCHEMA, table: str = "delay")
     return sink
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(cases.histories())
 def test_what_is_stored_is_what_the_rule_says(history: list) -> None:
     with TemporaryDirectory() as folder:

@@ -21,6 +21,7 @@ from streamgauge.transforms.sinks import SINKS, rows_util, sqlite
 from streamgauge.transforms.sinks.base import SinkError
 from streamgauge.transforms.sinks.sqlite import Sqlite, SqliteOptions
 from streamgauge.transforms.write import _WriteDoFn
+from tests.examples import examples
 from tests.transforms.sinks import cases, faults
 from tests.transforms.sinks.frozen import frozen
 
@@ -63,7 +64,7 @@ def refuse_poison(folder: Path, schema: pa.Schema) -> None:
         user.execute(f"CREATE TRIGGER rule BEFORE INSERT ON {table} WHEN NEW.label = 'poison' BEGIN SELECT RAISE(ABORT, 'no poison'); END")
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 @given(st.integers(0, 2**32))
 def test_the_table_is_right_whatever_fails(seed: int) -> None:
     random = Random(seed)

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from streamgauge.transforms import dead_letter
 from streamgauge.transforms.sinks.base import SinkError
 from streamgauge.transforms.sinks.stdout import Stdout, StdoutOptions
+from tests.examples import examples
 from tests.transforms.sinks import cases
 
 
@@ -20,7 +21,7 @@ def printed(capsys: pytest.CaptureFixture[str], table: pa.Table) -> list[dict]:
     return [json.loads(line, parse_constant=pytest.fail) for line in text.split("\n")[:-1]]
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(20), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cases.histories())
 def test_every_row_is_one_line_of_json(capsys: pytest.CaptureFixture[str], history: list) -> None:
     rows = [row for batch in history for row in batch]

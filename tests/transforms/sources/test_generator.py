@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from streamgauge.transforms.sources.base import Split
 from streamgauge.transforms.sources.generator import BLOCK, Generator, GeneratorOptions
+from tests.examples import examples
 
 START_MS = 1_767_225_600_000
 
@@ -52,7 +53,7 @@ def events(generator: Generator, **which: Any) -> list[dict[str, Any]]:
     count=st.integers(1, 2000),
     size=st.integers(1, 700),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_a_replay_from_anywhere_gives_the_same_bytes(seed: int, splits: int, position: int, count: int, size: int) -> None:
     generator = source(seed=seed, splits=splits, skew=1.1, bad=0.1)
     split = generator.splits()[-1]

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from streamgauge.transforms.config import MICROSECONDS, problems
 from streamgauge.transforms.windows import WINDOWS
+from tests.examples import examples
 
 S, M, H, D = (MICROSECONDS[unit] for unit in "smhd")
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -36,7 +37,7 @@ def windows_of(time: int, size: int, every: int, offset: int) -> list[tuple[int,
     return sorted((start, start + size) for start in range(last, time - size, -every))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(TIMES, st.integers(1, 60), st.integers(1, 60), st.integers(0, 59), st.sampled_from([S, M, H]))
 def test_sliding(time: int, size: int, every: int, offset: int, unit: int) -> None:
     size, every = max(size, every) * unit, min(size, every) * unit
@@ -59,7 +60,7 @@ def test_sliding(time: int, size: int, every: int, offset: int, unit: int) -> No
     assert first + size > time >= first + size - every
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(TIMES, st.sampled_from([(D, M), (H, 10 * S), (D, D), (7 * D, D), (50 * S, S)]), st.integers(0, 20))
 def test_cumulative(time: int, bounds: tuple[int, int], offset: int) -> None:
     size, every = bounds
@@ -91,7 +92,7 @@ def day_of(time: int, zone: str) -> tuple[int, int]:
     return begin(local.date()), begin(local.date() + timedelta(days=1))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.integers(0, 2 * 10**15), st.sampled_from(ZONES))
 def test_days_of_a_time_zone(time: int, zone: str) -> None:
     made = window("tumbling", size="1d", timezone=zone)

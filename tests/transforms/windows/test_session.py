@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from streamgauge.transforms.config import problems
 from streamgauge.transforms.groups import group_rows
 from streamgauge.transforms.windows.session import Session, SessionOptions
+from tests.examples import examples
 
 MS = 1000
 TIMES = st.integers(-40, 40).map(lambda half: half * MS // 2) | st.sampled_from([3 * MS - 1, 3 * MS, 3 * MS + 1, -1, 0, 1, 250_000_000_000_000_000, -60_000_000_000_000_000])
@@ -30,7 +31,7 @@ def named(events: list[tuple[int, int]], gap: int, longest: int | None) -> set[f
     return {frozenset(piece) for piece in made}
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(st.lists(st.tuples(st.sampled_from([0, 1, 70_000]), TIMES), max_size=25), st.sampled_from([1, 3, 1000]), st.sampled_from([None, 3, 5, 1000]))
 def test_pieces(events: list[tuple[int, int]], gap: int, longest: int | None) -> None:
     gap, longest = gap * MS, None if longest is None else max(longest, gap) * MS
