@@ -50,7 +50,11 @@ def only_run(folder: Path, name: str) -> Iterator[None]:
 
 @contextmanager
 def logs_to(path: Path) -> Iterator[None]:
-    """What Beam and the workers log goes to a file: people see the view, and a line for each failure."""
+    """What Beam and the workers log goes to a file: people see the view, and a line for each failure.
+
+    Threads that the run leaves behind (Beam's connections have some) end in silence after it.
+    """
+    others = set(threading.enumerate())
     path.unlink(missing_ok=True)
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
@@ -66,8 +70,14 @@ def logs_to(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        threading.excepthook = hook
-        root.handlers = before
+        left = set(threading.enumerate()) - others
+
+        def show_thread(args: threading.ExceptHookArgs) -> None:
+            if args.thread not in left:
+                hook(args)
+
+        threading.excepthook = show_thread if left else hook
+        root.handlers = before or [logging.NullHandler()]  # without any, Python prints warnings on standard error
         handler.close()
 
 
