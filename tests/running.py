@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-PATIENCE = 120.0
+PATIENCE = 240.0
 """Seconds after which something that should happen counts as not happening."""
 
 _MARK = "STREAMGAUGE_TEST_RUN"
