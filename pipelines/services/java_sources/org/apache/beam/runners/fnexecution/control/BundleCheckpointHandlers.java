@@ -1,5 +1,6 @@
 package org.apache.beam.runners.fnexecution.control;
 
+import java.lang.reflect.AccessibleObject;
 import java.lang.reflect.Field;
 import java.lang.reflect.Method;
 import java.util.UUID;
@@ -195,28 +196,28 @@ public class BundleCheckpointHandlers {
   /** What has to be known of the operator (Beam 2.6x to 2.7x on Flink) that made a TimerInternals. */
   private static class Operator {
     final Lock lock;
-    private final Object operator;
     private final Object timers;
     private final Field pending;
 
     Operator(TimerInternals timerInternals) throws ReflectiveOperationException {
-      operator = field(timerInternals.getClass(), "this$0").get(timerInternals);
-      lock = (Lock) field(operator.getClass(), "stateBackendLock").get(operator);
-      timers = field(operator.getClass(), "timerInternals").get(operator);
-      pending = field(timers.getClass(), "pendingTimersById");
+      Object operator = field(timerInternals, "this$0").get(timerInternals);
+      lock = (Lock) field(operator, "stateBackendLock").get(operator);
+      timers = field(operator, "timerInternals").get(operator);
+      pending = field(timers, "pendingTimersById");
       if (!(pending.get(timers) instanceof MapState)) {
         throw new NoSuchFieldException("pendingTimersById is no MapState");
       }
-      sendWatermarkAfterBundles();
+      sendWatermarkAfterBundles(operator);
     }
 
     /**
      * Has the operator compute its output watermark when a bundle has ended: its output has been
      * sent, what it left is held by timers, and none of them has fired yet.
      */
-    private void sendWatermarkAfterBundles() throws ReflectiveOperationException {
-      Field callback = field(operator.getClass(), "bundleFinishedCallback");
-      Method update = method(operator.getClass(), "updateOutputWatermark");
+    private static void sendWatermarkAfterBundles(Object operator)
+        throws ReflectiveOperationException {
+      Field callback = field(operator, "bundleFinishedCallback");
+      Method update = member(operator, type -> type.getDeclaredMethod("updateOutputWatermark"));
       Runnable before = (Runnable) callback.get(operator);
       Runnable after =
           () -> {
@@ -236,30 +237,29 @@ public class BundleCheckpointHandlers {
       return (MapState<String, ?>) pending.get(timers);
     }
 
-    private static Method method(Class<?> start, String name) throws NoSuchMethodException {
-      for (Class<?> type = start; type != null; type = type.getSuperclass()) {
-        try {
-          Method found = type.getDeclaredMethod(name);
-          found.setAccessible(true);
-          return found;
-        } catch (NoSuchMethodException e) {
-          // In a superclass, perhaps.
-        }
-      }
-      throw new NoSuchMethodException(start + "." + name);
+    private static Field field(Object owner, String name) throws ReflectiveOperationException {
+      return member(owner, type -> type.getDeclaredField(name));
     }
 
-    private static Field field(Class<?> start, String name) throws NoSuchFieldException {
-      for (Class<?> type = start; type != null; type = type.getSuperclass()) {
+    /** What the class of an object declares, or one of its superclasses. */
+    private static <T extends AccessibleObject> T member(Object owner, Declared<T> declared)
+        throws ReflectiveOperationException {
+      ReflectiveOperationException missing = null;
+      for (Class<?> type = owner.getClass(); type != null; type = type.getSuperclass()) {
         try {
-          Field found = type.getDeclaredField(name);
+          T found = declared.by(type);
           found.setAccessible(true);
           return found;
-        } catch (NoSuchFieldException e) {
-          // In a superclass, perhaps.
+        } catch (NoSuchFieldException | NoSuchMethodException e) {
+          missing = missing == null ? e : missing;
         }
       }
-      throw new NoSuchFieldException(start + "." + name);
+      throw missing;
+    }
+
+    /** How a class is asked for a field or a method of its own. */
+    private interface Declared<T> {
+      T by(Class<?> type) throws NoSuchFieldException, NoSuchMethodException;
     }
   }
 }
