@@ -38,8 +38,6 @@ def common(rest_port: int, checkpoints: Path, savepoints: Path, temporary: Path)
         "io.tmp.dirs": temporary,
         # What crosses from one step to the next is a table, a few dozen times a second: it is sent at once, and not when a buffer is full or 100 ms are over.
         "execution.buffer-timeout.interval": "0 ms",
-        # Tables are large: with Flink's 8 buffers (of 32 kB) the reading step stands still while the next one is busy with a bundle. Flink gives more only where there are.
-        "taskmanager.network.memory.floating-buffers-per-gate": "256",
         # Beyond 5 MB checkpoints in JobManager memory fail, and the job restarts in a loop.
         "state.checkpoints.dir": checkpoints.as_uri(),
         "state.savepoints.dir": savepoints.as_uri(),
