@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from typing import Any, Literal
 
 from streamgauge.pipelines.job_layout import AGGREGATE, FOREIGN_SOURCE, READ
-from streamgauge.transforms.config import format_duration
+from streamgauge.pipelines.reshard import REACHED
+from streamgauge.transforms.config import MICROSECONDS, format_duration
 from streamgauge.transforms.hashing import MAX_PARALLELISM
 from streamgauge.transforms.state_layout import Layout, StepLayout
 
@@ -179,7 +181,7 @@ def _aggregating(name: str, before: dict[str, Any], after: dict[str, Any]) -> It
         what = f"lateness {_duration(before['lateness'])} -> {_duration(after['lateness'])}"
         yield Change(name, what, "refused", f"open windows hold the time at which they are cleared, and closed ones would open again with part of their events; {REPLAY}")
     if before["shards"] != after["shards"]:
-        yield Change(name, f"shards {before['shards']} -> {after['shards']}", "refused", f"keys of open windows would be in other shards; {REPLAY}")
+        yield _shards(name, before, after)
     if before["keys"] != after["keys"]:
         yield Change(name, f"keys {key_limit(before)} -> {key_limit(after)}", "refused", f"open windows have the keys of the old limit; {REPLAY}")
     yield from _dimensions(name, before, after)
@@ -189,6 +191,18 @@ def _aggregating(name: str, before: dict[str, Any], after: dict[str, Any]) -> It
         yield Change(name, f"metric {before['metric']} -> {after['metric']}", "resumes", effect)
     if before["emit"] != after["emit"]:
         yield Change(name, f"emit {_emits(before)} -> {_emits(after)}", "resumes", "open windows are kept; it holds for what comes from here on")
+
+
+def _shards(name: str, before: dict[str, Any], after: dict[str, Any]) -> Change:
+    what = f"shards {before['shards']} -> {after['shards']}"
+    if before.get("earlier_shards") is None or after["earlier_shards"] is None:
+        return Change(name, what, "refused", f"keys of open windows would be in other shards; {REPLAY}")
+    if REACHED not in before:
+        return Change(name, what, "refused", f"it is not known which windows have begun; {REPLAY}")
+    if before[REACHED] is None:
+        return Change(name, what, "resumes", "no window has begun yet")
+    last = datetime.fromtimestamp(before[REACHED] / MICROSECONDS["s"], timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return Change(name, what, "resumes", f"windows that start after {last} have the new number, those before keep theirs")
 
 
 def _dimensions(name: str, before: dict[str, Any], after: dict[str, Any]) -> Iterator[Change]:

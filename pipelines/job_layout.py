@@ -132,6 +132,7 @@ def _aggregating(transform: AggregateWindows, metric: Metric) -> dict[str, Any]:
         "lateness": options.lateness,
         "keys": None if options.keys is None else _plain(options.keys),
         "shards": options.shards,
+        "earlier_shards": [] if options.reshards else None,
         "emit": options.emit if options.emit == "final" else _plain(options.emit),
     }  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
@@ -13,11 +12,13 @@ from streamgauge.pipelines.follow import Follower, cluster_state, failing, note_
 from streamgauge.pipelines.job import JobError, home, job_folder
 from streamgauge.pipelines.live import View
 from streamgauge.pipelines.progress import done
+from streamgauge.pipelines.reshard import with_reach
 from streamgauge.pipelines.run_cluster import LIVING, finish
 from streamgauge.pipelines.run_state import LAYOUTS, last_run, local_path, remember
 from streamgauge.pipelines.services import stack
 from streamgauge.pipelines.services.flink_rest import FlinkRest
 from streamgauge.transforms.record import JobRecord
+from streamgauge.transforms.state_layout import read_layouts, write_layouts
 
 CANCEL_SECONDS = 60.0
 
@@ -123,9 +124,12 @@ def stop_with_savepoint(flink: FlinkRest, name: str, job_id: str, folder: Path |
 
 def _described(name: str, savepoint: Path) -> Path:
     """Puts beside a savepoint what it holds, so that a changed job can tell whether it fits; returns its path."""
-    layouts = job_folder(name) / LAYOUTS
-    if layouts.exists() and savepoint.exists():
-        shutil.copyfile(layouts, savepoint / LAYOUTS)
+    known = job_folder(name) / LAYOUTS
+    if known.exists() and savepoint.exists():
+        layouts = read_layouts(known)
+        # The record tells of all that left the job before now, so of all that is in the savepoint.
+        layouts[-1] = with_reach(layouts[-1], JobRecord(job_folder(name) / "record"))
+        write_layouts(savepoint / LAYOUTS, layouts)
     return savepoint
 
 

@@ -22,7 +22,7 @@ from streamgauge.pipelines.progress import done, snapshot
 from streamgauge.pipelines.run_build import build
 from streamgauge.pipelines.run_cluster import Launch, run_on_cluster
 from streamgauge.pipelines.run_scope import interrupts, logs_to, only_run, shown_as, stderr_to, waiting_for
-from streamgauge.pipelines.run_state import Run, check_fits, last_run, remember, start_anew, start_layouts, start_replay
+from streamgauge.pipelines.run_state import Run, last_run, remember, start_anew, start_from, start_layouts, start_replay
 from streamgauge.pipelines.services.flink import EmbeddedFlink, flink_options, latest_checkpoint
 from streamgauge.pipelines.services.quick_bundles import quick_bundles
 from streamgauge.transforms.dead_letter import SCHEMA as DEAD_LETTER_SCHEMA
@@ -162,8 +162,7 @@ def _run_embedded(job: Job, folder: Path, fresh: bool, replay: bool, options: li
     parallelism = _option(options, "parallelism", PARALLELISM)
     layouts = [layout_of(job, parallelism)]
     if checkpoint is not None:
-        layouts = check_fits(job, folder, checkpoint, layouts[0], allow_dropped=False, named_sources=False, say=shown.say) + layouts
-        record.keep_reading()
+        layouts = start_from(job, folder, record, checkpoint, layouts[0], own=True, named_sources=False, say=shown.say)
     elif replay:
         start_replay(job, folder, record, shown.say)
     else:

@@ -15,7 +15,7 @@ from streamgauge.pipelines.live import View
 from streamgauge.pipelines.progress import done
 from streamgauge.pipelines.run_build import build
 from streamgauge.pipelines.run_scope import interrupts, waiting_for
-from streamgauge.pipelines.run_state import Run, check_fits, last_run, local_path, remember, start_anew, start_layouts, start_replay
+from streamgauge.pipelines.run_state import Run, last_run, local_path, remember, start_anew, start_from, start_layouts, start_replay
 from streamgauge.pipelines.services.errors import ServiceError
 from streamgauge.pipelines.services.flink import flink_options
 from streamgauge.pipelines.services.flink_rest import FlinkRest
@@ -79,8 +79,8 @@ def _start(job: Job, folder: Path, address: str, flink: FlinkRest, launch: Launc
     record = JobRecord(folder / "record")
     layouts = [layout_of(job, parallelism)]
     if restore is not None:
-        layouts = check_fits(job, folder, restore, layouts[0], allow_dropped=launch.allow_dropped, named_sources=True, say=shown.say) + layouts
-        record.keep_reading()
+        own, dropped = run is not None and run.left(restore), launch.allow_dropped
+        layouts = start_from(job, folder, record, restore, layouts[0], own=own, allow_dropped=dropped, named_sources=True, say=shown.say)
     elif launch.replay:
         start_replay(job, folder, record, shown.say)
     else:

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 from streamgauge.pipelines.compat import compare
 from streamgauge.pipelines.job import Job, JobError
 from streamgauge.pipelines.replay_point import ReplayError, make_replay_point
+from streamgauge.pipelines.reshard import carry_reach, resharded, with_reach, without_reach
 from streamgauge.transforms.files import replace_text
 from streamgauge.transforms.record import JobRecord
 from streamgauge.transforms.replay import ReplayPoint
@@ -45,6 +46,12 @@ class Run:
     parallelism: int | None = None
     savepoint: str | None = None
     restored_from: str | None = None
+
+    def left(self, restore: Path) -> bool:
+        """Whether this savepoint or checkpoint is one of the run's, or what it started from itself."""
+        checkpoints = Path(self.checkpoints) / self.job_id if self.checkpoints and self.job_id else None
+        known = [path.resolve() for path in (checkpoints, self.newest()) if path is not None]
+        return bool({restore.resolve(), restore.resolve().parent} & {*known})
 
     def newest(self) -> Path | None:
         """What the next run resumes from: the savepoint it was stopped with, else its newest checkpoint, else, when it came to none, what it
@@ -82,26 +89,40 @@ def local_path(uri: str) -> Path:
     return Path(unquote(parts.path)) if parts.scheme == "file" else Path(uri)
 
 
-def check_fits(job: Job, folder: Path, restore: Path, after: Layout, *, allow_dropped: bool, named_sources: bool, say: Callable[[str], None]) -> list[Layout]:
-    """Whether the job can start from a savepoint or checkpoint, and what happens to its state if so, in words.
+def start_from(
+    job: Job, folder: Path, record: JobRecord, restore: Path, after: Layout, *, own: bool, allow_dropped: bool = False, named_sources: bool, say: Callable[[str], None]
+) -> list[Layout]:
+    """Has the next run start from a savepoint or checkpoint, if it can, and says what happens to the state.
 
     Args:
         after: layout of the job as it is now. allow_dropped, named_sources: as for ``compat.compare``.
+        own: what is restored is what the last run of the folder left, so that the record tells of it.
 
-    Returns the layouts of the runs that made the state, oldest first; none where they are not known. Raises JobError.
+    Returns the layouts of the runs that made the state, oldest first, where they are known, and that of the job. Raises JobError.
     """
-    known = next((path for path in (restore / LAYOUTS, folder / LAYOUTS) if path.exists()), None)
-    if known is None:
-        return []
-    earlier = read_layouts(known)
-    changes = compare(earlier[-1], after, allow_dropped=allow_dropped, named_sources=named_sources)
+    earlier: list[Layout] = []
+    if (restore / LAYOUTS).exists():
+        earlier = read_layouts(restore / LAYOUTS)
+    elif (folder / LAYOUTS).exists():
+        earlier = read_layouts(folder / LAYOUTS)
+        if own:
+            earlier[-1] = with_reach(earlier[-1], record)
+    if earlier:
+        _check_fits(job, restore, earlier[-1], after, allow_dropped=allow_dropped, named_sources=named_sources, say=say)
+        after = resharded(earlier[-1], after)
+    carry_reach(record, earlier[-1] if earlier else None, after)
+    record.keep_reading()
+    return [*(without_reach(layout) for layout in earlier), after]
+
+
+def _check_fits(job: Job, restore: Path, before: Layout, after: Layout, *, allow_dropped: bool, named_sources: bool, say: Callable[[str], None]) -> None:
+    changes = compare(before, after, allow_dropped=allow_dropped, named_sources=named_sources)
     refused = [change for change in changes if change.verdict == "refused"]
     if refused:
         lines = "\n".join(f"  {change}" for change in refused)
         raise JobError(f"{job.path}: it has changed since {restore.name} was made, and cannot start from it:\n{lines}\nUndo the change, or start anew with --fresh")
     for change in changes:
         say(f"  {change}")
-    return earlier
 
 
 def start_layouts(folder: Path, layouts: list[Layout]) -> list[str]:

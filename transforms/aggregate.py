@@ -40,8 +40,9 @@ from streamgauge.transforms.results import BEYOND, ResultRows
 from streamgauge.transforms.runners import keeps_order, keeps_time
 from streamgauge.transforms.session_table import SESSION_STATE
 from streamgauge.transforms.sessions import SessionDoFn
+from streamgauge.transforms.sharding import Sharding
 from streamgauge.transforms.stable_ids import full_label, own_timers
-from streamgauge.transforms.state_layout import earlier_partials
+from streamgauge.transforms.state_layout import earlier_partials, earlier_shards
 from streamgauge.transforms.windows import WINDOWS
 from streamgauge.transforms.windows.base import Window, is_session, is_sliced
 from streamgauge.transforms.write import keep_dead_letters
@@ -109,7 +110,12 @@ class AggregateOptions(Config):
     error_handling: ErrorHandling | None = Field(
         None, description="With `keys: {beyond: dead_letters}`: name the output with them. Without it they go to a Parquet data set in the job's folder."
     )
-    shards: int = Field(8, ge=1, le=128, description="Parts that the keys are divided into; bounds the useful parallelism. Changing it starts state anew.")
+    shards: int = Field(8, ge=1, le=128, description="Parts that the keys are divided into; bounds the useful parallelism. With tumbling windows and no limit on keys it can be changed for windows to come.")
+
+    @property
+    def reshards(self) -> bool:
+        """Whether windows to come may have another number of shards: where each is a slice of its own, and no limit is divided among the shards."""
+        return self.window.name == "tumbling" and self.keys is None
 
     @property
     def letters(self) -> bool:
@@ -147,7 +153,8 @@ class AggregateWindows(beam.PTransform):  # type: ignore[misc]
         given = events.pipeline.options.view_as(StreamgaugeOptions)
         step = full_label(events.pipeline)
         stored = Stored.before(None if given.replay_point is None else ReplayPoint.load(given.replay_point), step)
-        made = _Steps(options, metric, step, earlier_partials(given.earlier_layouts, step), stored, events.pipeline.runner)
+        sharding = Sharding.read(options.shards, earlier_shards(given.earlier_layouts, step))
+        made = _Steps(options, metric, step, earlier_partials(given.earlier_layouts, step), sharding, stored, events.pipeline.runner)
         reduced = events | "Partials" >> beam.ParDo(made.partials(given.record_folder)).with_outputs("late", main="partials")
         reduced.partials.element_type = typehints.Tuple[bytes, bytes]
         reduced.late.element_type = BatchType(late_schema(metric))
@@ -167,8 +174,10 @@ class _Steps:
     """What follows the partials: one keyed step or two, by the kind of window."""
 
     def __init__(
-        self, options: AggregateOptions, metric: Metric, step: str, earlier: Sequence[pa.Schema], stored: Stored | None, runner: Any
+        self, options: AggregateOptions, metric: Metric, step: str, earlier: Sequence[pa.Schema], sharding: Sharding, stored: Stored | None, runner: Any
     ) -> None:
+        self._reshards = options.reshards
+        self._sharding = sharding
         self._lateness = options.lateness
         self._metric = metric
         self._window: Any = options.window.create()
@@ -183,8 +192,8 @@ class _Steps:
         self._letters = options.letters
 
     def partials(self, record_folder: str | None) -> beam.DoFn:
-        kind = SessionPartialDoFn if is_session(self._window) else SlicePartialDoFn
-        return kind(self._metric, self._window, self._lateness, record_folder, self._stored)
+        given = (self._metric, self._window, self._lateness, record_folder, self._stored, self._sharding)
+        return SessionPartialDoFn(*given) if is_session(self._window) else SlicePartialDoFn(*given, step=self._step if self._reshards else None)
 
     def results(self, partials: beam.PCollection) -> tuple[beam.PCollection, beam.PCollection | None]:
         """Result rows, and dead letters where there are some."""

@@ -60,7 +60,7 @@ class DeduplicateOptions(Config):
         10 * MICROSECONDS["m"],
         description="How far apart in event time an event and its duplicate may be. An id is remembered until the watermark is so far past its event time.",
     )
-    shards: int = Field(8, ge=1, le=128, description="Parts that the ids are divided into; bounds the useful parallelism. Changing it starts state anew.")
+    shards: int = Field(8, ge=1, le=128, description="Parts that the ids are divided into; bounds the useful parallelism. Another number starts state anew.")
 
     @field_validator("by")
     @classmethod

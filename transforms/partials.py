@@ -23,6 +23,7 @@ from streamgauge.transforms.hashing import hash_rows
 from streamgauge.transforms.pieces import MANY_ROWS, RANGES, Ranged, pieces, ranges, side_by_side
 from streamgauge.transforms.reductions import reduced
 from streamgauge.transforms.rows import RowSpec
+from streamgauge.transforms.sharding import Sharding, divided
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,12 @@ class Partials:
 
     Args:
         earlier: schemas of partials that an earlier version of the job may have stored: decoded too, if they have every column that this one has.
+        sharding: shards by slice; those of the metric if None.
     """
 
-    def __init__(self, metric: Metric, earlier: Sequence[pa.Schema] = ()) -> None:
+    def __init__(self, metric: Metric, earlier: Sequence[pa.Schema] = (), sharding: Sharding | None = None) -> None:
         self.metric = metric
+        self._sharding = sharding or Sharding(metric.shards)
         self.codec = BatchCodec(metric.partial_schema, compress=True)
         self._state = metric.state
         self._keys = len(metric.keys)
@@ -139,17 +142,17 @@ class Partials:
         columns = [events.column(field) for field in self.metric.by.values()]
         hashes = hash_rows(columns, events.num_rows)
         groups = group_rows(columns, events.num_rows, hashes).split(slices)
-        shards = self._shards(hashes)
-        order = self._order(slices[groups.first], shards[groups.first], hashes[groups.first])
+        starts, hashes = slices[groups.first], hashes[groups.first]
+        shards = self._sharding.of(hashes, starts)
+        order = self._order(starts, shards, hashes)
         # Groups are put in order before they are reduced: their numbers are cheaper to move than their rows.
-        groups = groups.ordered(order)
-        starts, shards, partial = slices[groups.first], shards[groups.first], self.reduce(events, groups)
+        starts, shards, partial = starts[order], shards[order], self.reduce(events, groups.ordered(order))
         for first, last in _runs((np.diff(starts) != 0) | (np.diff(shards) != 0)):
             yield int(starts[first]), int(shards[first]), partial.slice(first, last - first)
 
     def by_shard(self, partial: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
         """(shard, its rows) of every shard that the partial touches."""
-        shards = self._shards(hash_rows(self.keys(partial)[: len(self.metric.by)], partial.num_rows))
+        shards = divided(hash_rows(self.keys(partial)[: len(self.metric.by)], partial.num_rows), self.metric.shards)
         order = np.argsort(shards, kind="stable")
         shards, partial = shards[order], partial.take(pa.array(order))
         for first, last in _runs(np.diff(shards) != 0):
@@ -293,9 +296,6 @@ class Partials:
         order = np.argsort((shards * RANGES + ranges(hashes)).astype(np.uint16), kind="stable")
         slices = slices[order]
         return order[np.argsort(slices, kind="stable")] if (slices != slices[0]).any() else order
-
-    def _shards(self, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-        return (hashes % np.uint64(self.metric.shards)).astype(np.int64)
 
     def _grouped(self, keys: list[pa.Array], state: list[pa.Array], groups: Groups, how: list[str | Kernel]) -> pa.RecordBatch:
         """One row a group: its key, and its state columns reduced."""

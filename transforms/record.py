@@ -1,7 +1,8 @@
 """The job's record: a folder in which a running job says what it read and wrote, and finds its signals.
 
 One small JSON file a split or writer, replaced atomically. It serves people and tools (live view, ``streamgauge verify``,
-drain); exactly-once does not rest on it: positions are restored from Flink's checkpoint, never from here.
+drain); exactly-once does not rest on it: positions are restored from Flink's checkpoint, never from here. (Only a job that goes on with another
+number of shards asks here which windows have begun, see sharding.py.)
 The folder must be one that all workers share.
 """
 
@@ -11,6 +12,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -30,8 +32,10 @@ class JobRecord:
         self.folder = None if folder is None else Path(folder)
         self._written: dict[tuple[str, str], float] = {}
 
-    def put(self, kind: str, name: str, values: dict[str, Any], *, now: bool = False, every: float = WRITE_EVERY_SECONDS) -> None:
-        """Store ``values`` as ``kind``/``name``; at most every ``every`` seconds a name unless ``now``."""
+    def put(
+        self, kind: str, name: str, values: dict[str, Any], *, now: bool = False, every: float = WRITE_EVERY_SECONDS, synced: bool = False
+    ) -> None:
+        """Store ``values`` as ``kind``/``name``; at most every ``every`` seconds a name unless ``now``; on disk if ``synced``."""
         if self.folder is None:
             return
         clock = time.monotonic()
@@ -40,7 +44,7 @@ class JobRecord:
         self._written[kind, name] = clock
         path = self._path(kind, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, json.dumps({"name": name, **values}))
+        replace_text(path, json.dumps({"name": name, **values}), synced=synced)
 
     def get(self, kind: str, name: str) -> dict[str, Any] | None:
         """What is stored as ``kind``/``name``."""
@@ -59,6 +63,14 @@ class JobRecord:
         if self.folder is None:
             return []
         return [json.loads(path.read_text()) for path in sorted((self.folder / kind).glob("[!.]*.json"))]
+
+    def keep_only(self, kind: str, names: Collection[str]) -> None:
+        """Forget what is stored under ``kind`` and other names."""
+        if self.folder is not None:
+            kept = {self._path(kind, name) for name in names}
+            for path in (self.folder / kind).glob("*.json"):
+                if path not in kept:
+                    path.unlink(missing_ok=True)
 
     def ask_to_drain(self) -> None:
         """Tell the readers to end their splits where they are: all windows then close."""

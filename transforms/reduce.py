@@ -24,6 +24,7 @@ from streamgauge.transforms.record import JobRecord
 from streamgauge.transforms.replay import ReplayPoint
 from streamgauge.transforms.rows import RowSpec
 from streamgauge.transforms.session_table import SessionTable
+from streamgauge.transforms.sharding import Reach, Sharding
 from streamgauge.transforms.windows.base import Times
 
 _MS = MICROSECONDS["ms"]
@@ -98,8 +99,11 @@ class _PartialDoFn(beam.DoFn):  # type: ignore[misc]
     crosses the shuffle grows with the number of batches.
     """
 
-    def __init__(self, metric: Metric, window: Any, lateness: int, record_folder: str | None, stored: Stored | None = None) -> None:
+    def __init__(
+        self, metric: Metric, window: Any, lateness: int, record_folder: str | None, stored: Stored | None = None, sharding: Sharding | None = None
+    ) -> None:
         self._metric = metric
+        self._sharding = sharding or Sharding(metric.shards)
         self._window = window
         self._lateness = lateness
         self._record_folder = record_folder
@@ -109,10 +113,10 @@ class _PartialDoFn(beam.DoFn):  # type: ignore[misc]
         self._late = Metrics.counter("streamgauge", "events_late")
 
     def setup(self) -> None:
-        self._partials = Partials(self._metric)
+        self._partials = Partials(self._metric, sharding=self._sharding)
         self._late_schema = late_schema(self._metric)
         self._record = JobRecord(self._record_folder)
-        self._shard_keys = [_shard_key(shard) for shard in range(self._metric.shards)]
+        self._shard_keys = [_shard_key(shard) for shard in range(self._sharding.most)]
 
     def start_bundle(self) -> None:
         # What a failed bundle left belongs to nobody.
@@ -212,11 +216,26 @@ class _PartialDoFn(beam.DoFn):  # type: ignore[misc]
 
 
 class SlicePartialDoFn(_PartialDoFn):
-    """Partials of slices, with the time stamp of the slice's last millisecond."""
+    """Partials of slices, with the time stamp of the slice's last millisecond.
+
+    Args:
+        step: name of the step whose slices may be divided into another number of shards one day; None: never.
+    """
+
+    def __init__(self, *arguments: Any, step: str | None = None, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._step = step
 
     def setup(self) -> None:
         super().setup()
         self._unmerged = 0
+        self._reach = None if self._step is None else Reach(self._record, self._step, self._window.slice_size)
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        self._reduce_held()
+        if self._reach is not None and self._bundle:
+            self._reach.extend(max(start for start, _ in self._bundle))
+        yield from super().finish_bundle()
 
     def _starts(self, times: Times) -> Times:
         return self._window.slice_starts(times)  # type: ignore[no-any-return]

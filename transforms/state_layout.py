@@ -56,8 +56,8 @@ class Layout:
 
 
 def write_layouts(path: Path, layouts: list[Layout]) -> None:
-    """The layouts of a job's runs since its state began, oldest first, each once."""
-    distinct = [layout for index, layout in enumerate(layouts) if layout not in layouts[:index]]
+    """The layouts of a job's runs since its state began, oldest first, each once; that of the last run is the last."""
+    distinct = [layout for index, layout in enumerate(layouts) if layout not in layouts[index + 1 :]]
     replace_text(path, json.dumps([layout.as_dict() for layout in distinct]))
 
 
@@ -78,6 +78,13 @@ def schema_text(schema: pa.Schema) -> str:
 def schema_of(text: str) -> pa.Schema:
     """The schema that ``schema_text`` wrote."""
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
+
+
+def earlier_shards(path: str | None, step: str) -> list[list[int]]:
+    """What an AggregateWindows is to know of the slices that have other shards than its options say (``Sharding.earlier``); ``path`` as in ``--earlier_layouts``."""
+    layouts = [] if path is None else read_layouts(Path(path))
+    found = layouts[-1].steps.get(step) if layouts else None
+    return [] if found is None else found.values.get("earlier_shards") or []
 
 
 def earlier_partials(path: str | None, step: str) -> tuple[pa.Schema, ...]:

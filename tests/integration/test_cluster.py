@@ -44,7 +44,7 @@ def run_state(folder: Path) -> dict[str, object]:
 
 
 def test_a_job_is_listed_stopped_resumed_rescaled_and_drained_without_losing_a_row(cluster: FlinkCluster, tmp_path: Path) -> None:
-    job(tmp_path, emit="{every: 1s}")
+    path = job(tmp_path, emit="{every: 1s}")
     at = ("--flink", cluster.address)
 
     def progress(what: str) -> None:
@@ -67,6 +67,15 @@ def test_a_job_is_listed_stopped_resumed_rescaled_and_drained_without_losing_a_r
         assert stopped.startswith("m: stopped with savepoint ") and stopped.endswith("To go on from it: streamgauge resume JOB.yaml")
         assert f"resumed from savepoint {Path(str(run_state(tmp_path)['savepoint'])).name}" in said(tmp_path, "resume", "m.yaml", *at)
         progress("after it was resumed")
+
+        said(tmp_path, "stop", "m.yaml", *at)
+        path.write_text(path.read_text().replace("emit: ", "shards: 3\n        emit: "))
+        assert "AggregateWindows: shards 8 -> 3: windows that start after 2026-01-01T00:" in said(tmp_path, "resume", "m.yaml", *at)
+        progress("with other shards")
+        said(tmp_path, "cancel", "m.yaml", *at)
+        path.write_text(path.read_text().replace("shards: 3", "shards: 5"))
+        assert "AggregateWindows: shards 3 -> 5: windows that start after 2026-01-01T00:" in said(tmp_path, "resume", "m.yaml", *at)
+        progress("with others again, from a checkpoint")
 
         rescaled = said(tmp_path, "rescale", "m.yaml", "--parallelism", "1", *at)
         assert "parallelism 1" in rescaled and rescaled.endswith("to undo it: streamgauge rescale m.yaml --parallelism 2")

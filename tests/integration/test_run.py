@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 
@@ -92,6 +93,28 @@ def test_an_interrupted_and_a_killed_job_resume_from_their_last_checkpoint(tmp_p
                 assert command.wait() == 0, command.err
                 assert command.lines[-1].startswith("m: done, ") and command.lines[-1].endswith(" 0 rejected, 0 late")
                 assert command.left_nothing(set())
+    assert rows(tmp_path) == expected(feed.events)
+
+
+def test_shards_change_for_windows_to_come(tmp_path: Path) -> None:
+    path = job(tmp_path, emit="on_change")
+    with Feed(tmp_path) as feed:
+        for shards in (3, 11, 1):
+            before, since = finals(tmp_path), checkpoint(tmp_path)
+            with Command(tmp_path, "run", "m.yaml") as command:
+                until(lambda before=before: finals(tmp_path) > before + 5 * KEYS, "windows are closed", of=command)
+                until(lambda since=since: checkpoint(tmp_path) not in (None, since), "a checkpoint is complete", of=command)
+                command.send(signal.SIGINT)
+                assert command.wait(30) == 130, command.out + command.err
+                assert ("keep theirs" in command.out) == (since is not None), command.out
+            path.write_text(re.sub(r"(shards: \d+\n        )?emit: ", f"shards: {shards}\n        emit: ", path.read_text()))
+        with Command(tmp_path, "run", "m.yaml") as command:
+            until(lambda: finals(tmp_path) > before + 12 * KEYS, "windows are closed", of=command)
+            feed.end()
+            until(lambda: all_read(tmp_path), "all is read", of=command)
+            drain(tmp_path)
+            assert command.wait() == 0, command.err
+            assert "AggregateWindows: shards 11 -> 1: windows that start after 2026-01-01T00:" in command.out
     assert rows(tmp_path) == expected(feed.events)
 
 

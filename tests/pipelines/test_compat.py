@@ -18,6 +18,7 @@ from apache_beam.yaml.yaml_transform import expand_pipeline
 from streamgauge.pipelines.compat import ANEW, OF_ITS_OWN, REPLAY, Change, compare
 from streamgauge.pipelines.job import Job, load_job
 from streamgauge.pipelines.job_layout import layout_of
+from streamgauge.pipelines.reshard import with_reach
 from streamgauge.pipelines.services.errors import ServiceError
 from streamgauge.pipelines.services.flink import EmbeddedFlink, latest_checkpoint, silence_unknown_options
 from streamgauge.pipelines.services.flink_rest import END_OF_TIME_MS
@@ -104,7 +105,7 @@ CASES: list[tuple[str, str, list[tuple[str, str]]]] = [
     ("lateness: 5s", "lateness: 1m", [
         ("refused", A + "lateness 5s -> 1m: open windows hold the time at which they are cleared, and closed ones would open again with part of their "
          f"events; {REPLAY}")]),
-    ("lateness: 5s", "lateness: 5s\n        shards: 4", [("refused", A + f"shards 8 -> 4: keys of open windows would be in other shards; {REPLAY}")]),
+    ("lateness: 5s", "lateness: 5s\n        shards: 4", [("refused", A + f"shards 8 -> 4: it is not known which windows have begun; {REPLAY}")]),
     ("lateness: 5s", "lateness: 5s\n        emit: {every: 1s}", [("resumes", A + "emit final -> every 1s: open windows are kept; it holds for what comes from here on")]),
     (AGGREGATE + WRITE, WITH_LATE + LATE_WRITE, []),
     ("metric: load", "metric: use", [
@@ -148,6 +149,25 @@ def test_a_change_and_what_becomes_of_the_state(tmp_path: Path, old: str, new: s
         text = text.replace("input: Agg", "input: Renamed")
     found = compare(layout(tmp_path, JOB), layout(tmp_path, text))
     assert sorted((change.verdict, str(change)) for change in found) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "verdict", "words"),
+    [
+        ("window: {tumbling: 10s}", "resumes", "no window has begun yet"),
+        ("window: {tumbling: {size: 1d, timezone: Asia/Kolkata}}", "resumes", "no window has begun yet"),
+        ("window: {tumbling: 10s}\n        keys: {limit: 9}", "refused", f"keys of open windows would be in other shards; {REPLAY}"),
+        ("window: {sliding: {size: 10s, every: 1s}}", "refused", f"keys of open windows would be in other shards; {REPLAY}"),
+        ("window: {cumulative: {size: 1d, every: 1m}}", "refused", f"keys of open windows would be in other shards; {REPLAY}"),
+        ("window: {session: 10s}", "refused", f"keys of open windows would be in other shards; {ANEW}"),
+        ("window: global", "refused", f"keys of open windows would be in other shards; {REPLAY}"),
+    ],
+)
+def test_windows_to_come_may_have_other_shards(tmp_path: Path, config: str, verdict: str, words: str) -> None:
+    record = JobRecord(tmp_path / "record")
+    record.put("splits", "s", {}, now=True)
+    old, new = (layout(tmp_path, JOB.replace(WINDOW, f"{config}\n        shards: {shards}")) for shards in (2, 6))
+    assert [(change.verdict, str(change)) for change in compare(with_reach(old, record), new)] == [(verdict, f"Agg: shards 2 -> 6: {words}")]
 
 
 WINDOW, AGGREGATES = "window: {tumbling: 10s}", "aggregates: {events_n: count, total: {sum: x}, worst: {max: x}, xs: {sum: small}}"
@@ -265,7 +285,7 @@ def test_sources_that_are_named_may_come(tmp_path: Path) -> None:
 
 def test_layouts_survive_their_file_and_lead_to_the_schemas_of_partials(tmp_path: Path) -> None:
     first, second = layout(tmp_path, JOB), layout(tmp_path, JOB.replace(", worst: {max: x}", ""))
-    write_layouts(tmp_path / "layouts.json", [first, second, first])
+    write_layouts(tmp_path / "layouts.json", [second, first, second])
     assert read_layouts(tmp_path / "layouts.json") == [first, second]
     assert compare(read_layouts(tmp_path / "layouts.json")[0], first) == []
     schemas = earlier_partials(str(tmp_path / "layouts.json"), "Agg")
