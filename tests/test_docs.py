@@ -140,6 +140,7 @@ def test_scripts_and_extras_that_are_named_exist() -> None:
     assert not [name for name in set(re.findall(r"streamgauge\[(\w+)\]", text)) if f'"{name}":' not in setup]
 
 
+@pytest.mark.slow
 def test_the_job_of_the_readme_gives_what_the_readme_shows(tmp_path: Path) -> None:
     requests(tmp_path)
     (job,) = (block.text for block in blocks("yaml") if block.page == "README.md")
@@ -150,6 +151,7 @@ def test_the_job_of_the_readme_gives_what_the_readme_shows(tmp_path: Path) -> No
         assert output.splitlines()[-1] in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [block for block in named(blocks("python")) if not block.values[0].page.startswith("docs/how-to/write-a")])
 def test_python_examples_run(block: Block, tmp_path: Path) -> None:
     requests(tmp_path)
@@ -164,6 +166,7 @@ def test_python_examples_run_on_flink(block: Block, tmp_path: Path) -> None:
         assert connection.execute("SELECT sum(n) FROM load").fetchall() == [(100_000,)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PLUG_INS, ids=lambda page: page.name)
 def test_plug_ins_work_as_packages(page: Path, tmp_path: Path) -> None:
     """The code, the entry point and the job of a page, as they stand there."""

@@ -14,6 +14,7 @@ def counted(numbers: int) -> int:
         pytest.skip(str(error))
 
 
+@pytest.mark.slow
 def test_instructions_follow_the_work() -> None:
     few, many = counted(100), counted(1_000)
     assert 900 < many - few < 900 * 200

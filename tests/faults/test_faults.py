@@ -162,6 +162,7 @@ def test_a_frozen_worker_may_be_killed_meanwhile(scene: Scene, target: Parts) ->
     assert "was ended meanwhile" in said[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["kafka-restart", "questdb-restart"])
 def test_a_server_is_killed_and_started_on_its_port(scene: Scene, kind: str) -> None:
     before = scene.kafka.pid
@@ -175,6 +176,7 @@ def test_a_server_is_killed_and_started_on_its_port(scene: Scene, kind: str) -> 
     assert scene.kafka.pid != before
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_start_again_is_an_error(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise RuntimeError("it is broken")

@@ -149,6 +149,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "streamgauge.pipelines.cli", *arguments], capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.slow
 def test_a_job_runs_and_is_verified_and_a_changed_value_is_found(here: Path) -> None:
     done = command("run", str(METRICS), "--set", "events=20000")
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr

@@ -19,6 +19,7 @@ from tests.pipelines.test_verify import run
 JOB = Path(__file__).parents[2] / "templates" / "jobs" / "dashboard.yaml"
 
 
+@pytest.mark.slow
 def test_the_dashboard_runs_and_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("STREAMGAUGE_HOME", str(tmp_path / "home"))

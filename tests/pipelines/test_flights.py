@@ -18,6 +18,8 @@ import pytest
 from streamgauge.pipelines import flights
 from streamgauge.pipelines.flights import DAMAGE, TIME_FIELD, FlightsInput, Line, kafka_phases, write_events
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> FlightsInput:

@@ -266,6 +266,7 @@ def runnable(folder: Path) -> Job:
     return load_job(write(folder, GOOD.replace("in/*", f"{folder}/in/*").replace("out/", f"{folder}/out/")))
 
 
+@pytest.mark.slow
 def test_what_beam_gets_runs_under_beams_own_main(tmp_path: Path) -> None:
     path = tmp_path / "beam.yaml"
     path.write_text(runnable(tmp_path).beam_yaml)

@@ -391,6 +391,7 @@ def test_stored_windows_are_left_alone(tmp_path: Path, window: str, cutoff: int)
 HOURS = [hour * 3_600_000 for hour in range(72)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("window", "cutoff"),
     [("{tumbling: {size: 1d, timezone: Europe/Berlin}}", 23), ("{cumulative: {size: 1d, every: 30m, timezone: America/New_York}}", 29), ("{sliding: {size: 2d, every: 1d, timezone: Asia/Kolkata}}", -5.5)],

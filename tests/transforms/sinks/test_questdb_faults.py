@@ -39,6 +39,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch, tries: float = 0.05, request: flo
     monkeypatch.setattr(questdb, "_CLIENT_SECONDS", request / 2)
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(2), deadline=None)
 @given(st.integers(0, 2**32))
 def test_the_view_is_right_whatever_fails(seed: int) -> None:
