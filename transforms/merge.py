@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import apache_beam as beam
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from apache_beam.coders import BytesCoder
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
+from apache_beam.utils.windowed_value import WindowedValue
 
 from streamgauge.transforms.config import MICROSECONDS
 from streamgauge.transforms.partials import Metric, Partials
@@ -23,6 +25,9 @@ COMPACT_AFTER = 64
 
 COMPACT_BEYOND = 8
 """A result leaves so many partials as they are: each distinct bag that a bundle changes costs a round trip at its end."""
+
+COMPACT_TOLD = 4
+"""The same, for slices whose bag is read in every bundle that changes them."""
 
 _STEPS = 60
 """A window's early rows tell how far event time has come to a part of the window as small as this, or a second."""
@@ -74,11 +79,34 @@ class Results:
         )  # fmt: skip
 
 
+@dataclass
+class _Change:
+    """A slice that changed in this bundle.
+
+    Attributes:
+        window, timestamp: of its elements.
+        told: merged, what results had before; empty: nothing.
+        final: a final result was among them.
+        new: what came since.
+    """
+
+    window: Any
+    timestamp: Timestamp
+    told: list[pa.RecordBatch]
+    final: bool
+    new: list[pa.RecordBatch] = field(default_factory=list)
+
+    @property
+    def mark(self) -> bytes:
+        return FINAL if self.final else SHOWN
+
+
 class MergeDoFn(beam.DoFn):  # type: ignore[misc]
     """(shard key, encoded partial) in windows that begin with a slice -> what ``output`` makes of the merged slice.
 
     State is a bag of encoded partials; adding one reads nothing. Timers read: ``end`` at the slice's last moment (again for every
-    late partial, at the watermark's next step) and ``emit`` every so often in between. Beam clears a slice's state
+    late partial, at the watermark's next step) and ``emit`` every so often in between. For results at every change the first partial of a slice in a bundle
+    reads, and the bundle's end makes one result of all that came in it: no row leaves a bundle sooner. Beam clears a slice's state
     when the watermark passes the window's end; nothing later comes here, see aggregate.py.
 
     Args:
@@ -102,15 +130,25 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
         self._kept = kept
         self._appended: dict[tuple[bytes, int], int] = {}
         self._armed: set[tuple[bytes, int]] = set()
+        self._changes: dict[tuple[bytes, int], _Change] = {}
         self._progress = Progress()
-        self._due = 0.0
 
     def setup(self) -> None:
         self._partials = Partials(self._metric, self._earlier)
 
     def start_bundle(self) -> None:
-        # Timers set by a bundle that failed are gone with it: what is armed is remembered for one bundle only.
+        # Timers set by a bundle that failed are gone with it: what is armed is remembered for one bundle only. So is what was to be told.
         self._armed = set()
+        self._changes = {}
+
+    def finish_bundle(self) -> Iterator[Any]:
+        changes, self._changes = self._changes, {}
+        for (shard, _), change in changes.items():
+            rows, changed, gone = self._partials.merge_changed(change.told, change.new)
+            for element in self._made(shard, change.window, rows, changed, gone, final=change.final):
+                tagged = isinstance(element, beam.pvalue.TaggedOutput)
+                made = WindowedValue(element.value if tagged else element, change.timestamp, (change.window,))
+                yield beam.pvalue.TaggedOutput(element.tag, made) if tagged else made
 
     def process(
         self,
@@ -120,21 +158,24 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
         end: Any = beam.DoFn.TimerParam(END),
         emit: Any = beam.DoFn.TimerParam(EMIT),
         progress: Any = beam.DoFn.TimerParam(PROGRESS),
-    ) -> Iterator[Any]:
+        timestamp: Any = beam.DoFn.TimestampParam,
+    ) -> None:
         shard, partial = element
-        partials.add(partial + NEW)
         key = (shard, window.start.micros)
-        first = key not in self._armed
-        if first:
+        if key not in self._armed:
             self._armed.add(key)
             end.set(Timestamp(micros=self._end(window) - _MS))
             if self._emit_every:
                 emit.set(next_emission(self._emit_every))
         if self._emit_every == 0:
-            if first or time.monotonic() >= self._due:
-                yield from self._early(key, window, partials, progress)
-                return
-            emit.set(next_emission(0))
+            change = self._changes.get(key)
+            if change is None:
+                self._progress.ask(progress, window.start.micros, self._end(window))
+                change = self._changes[key] = self._change(partials, window, timestamp)
+            partials.add(partial + change.mark)
+            change.new += self._decode([partial])
+            return
+        partials.add(partial + NEW)
         appended = self._appended.get(key, 0) + 1
         if appended >= COMPACT_AFTER:
             self._compact(partials)
@@ -151,11 +192,22 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
         emit: Any = beam.DoFn.TimerParam(EMIT),
     ) -> Iterator[Any]:
         """The watermark passed the slice's end: the final result, or its correction by late events."""
-        self._forget(key, window)
+        place = (key, window.start.micros)
+        self._armed.discard(place)
+        self._appended.pop(place, None)
         self._progress.see(fired)
         if self._emit_every is not None:
             emit.clear()
-        yield from self._emit(key, partials, window, final=True)
+        change = self._changes.get(place)
+        if change is None:
+            yield from self._emit(key, partials, window, final=True)
+        elif not change.final:  # else it is a correction, and told at the bundle's end
+            del self._changes[place]
+            rows, changed, gone = self._partials.merge_changed(change.told, change.new)
+            partials.clear()
+            partials.add(self._partials.codec.encode(rows) + FINAL)
+            changed[:] = True
+            yield from self._made(key, window, rows, changed, gone, final=True)
 
     @on_timer(EMIT)
     def periodic(
@@ -167,20 +219,24 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
     ) -> Iterator[Any]:
         """The result so far."""
         self._armed.discard((key, window.start.micros))
-        yield from self._early((key, window.start.micros), window, partials, progress)
+        self._appended.pop((key, window.start.micros), None)
+        self._progress.ask(progress, window.start.micros, self._end(window))
+        yield from self._emit(key, partials, window, final=False)
 
     @on_timer(PROGRESS)
     def progressed(self, fired: Any = beam.DoFn.TimestampParam) -> None:
         """The watermark passed a moment within a window."""
         self._progress.see(fired)
 
-    def _early(self, key: tuple[bytes, int], window: Any, partials: Any, progress: Any) -> Iterator[Any]:
-        """Half of the time at most goes into rows at every change: a timer waits for the next bundle, which is right when much comes at once."""
-        began = time.monotonic()
-        self._appended.pop(key, None)
-        self._progress.ask(progress, window.start.micros, self._end(window))
-        yield from self._emit(key[0], partials, window, final=False)
-        self._due = 2 * time.monotonic() - began
+    def _change(self, partials: Any, window: Any, timestamp: Timestamp) -> _Change:
+        """What is in state before the first change of this bundle, of which everything will have been told when it ends."""
+        stored = list(partials.read())
+        told, new = self._told(stored), [data for data in stored if data[-1:] == NEW]
+        change = _Change(window, timestamp, told, any(data[-1:] == FINAL for data in stored), self._decode(new))
+        if new or len(stored) > COMPACT_TOLD:
+            partials.clear()
+            partials.add(self._partials.codec.encode(self._partials.merge([*change.told, *change.new])) + change.mark)
+        return change
 
     def _emit(self, key: bytes, partials: Any, window: Any, *, final: bool) -> Iterator[Any]:
         stored = list(partials.read())
@@ -188,27 +244,32 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
         was_final = any(data[-1:] == FINAL for data in stored)
         if not stored or (not new and (was_final or not final)):
             return
-        old = [data for data in stored if data[-1:] != NEW]
-        rows, changed, gone = self._partials.merge_changed(self._decode(old), self._decode(new))
+        rows, changed, gone = self._partials.merge_changed(self._told(stored), self._decode(new))
         final = final or was_final
         # A rewrite costs more than the next reader saves on a few partials; only where rows can be withdrawn, and for a periodic result, it matters what was told.
         if len(stored) > COMPACT_BEYOND or self._emit_every is not None or self._metric.withdraws:
             partials.clear()
             partials.add(self._partials.codec.encode(rows) + (FINAL if final else SHOWN))
-        whole = (final and not was_final) or bool(changed.all())
-        merged = Merged(
-            rows, rows if whole else rows.filter(pa.array(changed)), gone, window.start.micros, self._end(window), final, self._progress.watermark
-        )  # fmt: skip
+        if final and not was_final:
+            changed[:] = True
+        yield from self._made(key, window, rows, changed, gone, final=final)
+
+    def _made(
+        self, key: bytes, window: Any, rows: pa.RecordBatch, changed: npt.NDArray[np.bool_], gone: pa.RecordBatch | None, *, final: bool
+    ) -> Iterator[Any]:
+        told = rows if changed.all() else rows.filter(pa.array(changed))
+        merged = Merged(rows, told, gone, window.start.micros, self._end(window), final, self._progress.watermark)
         yield from self._output.of(key, self._partials, merged)
+
+    def _told(self, stored: Sequence[bytes]) -> list[pa.RecordBatch]:
+        """What results had, in one; nothing if there were none."""
+        told = self._decode([data for data in stored if data[-1:] != NEW])
+        return [self._partials.merge(told)] if told else []
 
     def _end(self, window: Any) -> int:
         """Of the slice, microseconds."""
         end: int = window.end.micros - self._kept
         return end
-
-    def _forget(self, key: bytes, window: Any) -> None:
-        self._armed.discard((key, window.start.micros))
-        self._appended.pop((key, window.start.micros), None)
 
     def _compact(self, partials: Any) -> None:
         """New partials become one; what results had stays apart, for they tell what changed."""
