@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import apache_beam as beam
@@ -88,13 +88,15 @@ class _Change:
         told: merged, what results had before; empty: nothing.
         final: a final result was among them.
         new: what came since.
+        stored: the bag.
     """
 
     window: Any
     timestamp: Timestamp
     told: list[pa.RecordBatch]
     final: bool
-    new: list[pa.RecordBatch] = field(default_factory=list)
+    new: list[pa.RecordBatch]
+    stored: list[bytes]
 
     @property
     def mark(self) -> bytes:
@@ -131,6 +133,7 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
         self._appended: dict[tuple[bytes, int], int] = {}
         self._armed: set[tuple[bytes, int]] = set()
         self._changes: dict[tuple[bytes, int], _Change] = {}
+        self._merged: dict[tuple[bytes, int], tuple[list[bytes], pa.RecordBatch]] = {}
         self._progress = Progress()
 
     def setup(self) -> None:
@@ -142,9 +145,11 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
         self._changes = {}
 
     def finish_bundle(self) -> Iterator[Any]:
-        changes, self._changes = self._changes, {}
-        for (shard, _), change in changes.items():
+        changes, self._changes, self._merged = self._changes, {}, {}
+        for (shard, start), change in changes.items():
             rows, changed, gone = self._partials.merge_changed(change.told, change.new)
+            # What a bag with just this content is merged: the next bundle mostly finds it so.
+            self._merged[shard, start] = (change.stored, rows)
             for element in self._made(shard, change.window, rows, changed, gone, final=change.final):
                 tagged = isinstance(element, beam.pvalue.TaggedOutput)
                 made = WindowedValue(element.value if tagged else element, change.timestamp, (change.window,))
@@ -171,8 +176,8 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
             change = self._changes.get(key)
             if change is None:
                 self._progress.ask(progress, window.start.micros, self._end(window))
-                change = self._changes[key] = self._change(partials, window, timestamp)
-            partials.add(partial + change.mark)
+                change = self._changes[key] = self._change(key, partials, window, timestamp)
+            self._add(partials, change, partial)
             change.new += self._decode([partial])
             return
         partials.add(partial + NEW)
@@ -228,15 +233,23 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
         """The watermark passed a moment within a window."""
         self._progress.see(fired)
 
-    def _change(self, partials: Any, window: Any, timestamp: Timestamp) -> _Change:
+    def _change(self, key: tuple[bytes, int], partials: Any, window: Any, timestamp: Timestamp) -> _Change:
         """What is in state before the first change of this bundle, of which everything will have been told when it ends."""
         stored = list(partials.read())
-        told, new = self._told(stored), [data for data in stored if data[-1:] == NEW]
-        change = _Change(window, timestamp, told, any(data[-1:] == FINAL for data in stored), self._decode(new))
+        known, merged = self._merged.get(key, (None, None))
+        told = [merged] if merged is not None and known == stored else self._told(stored)
+        new = self._decode([data for data in stored if data[-1:] == NEW])
+        change = _Change(window, timestamp, told, any(data[-1:] == FINAL for data in stored), new, stored)
         if new or len(stored) > COMPACT_TOLD:
+            change.stored = []
             partials.clear()
-            partials.add(self._partials.codec.encode(self._partials.merge([*change.told, *change.new])) + change.mark)
+            self._add(partials, change, self._partials.codec.encode(self._partials.merge([*told, *new])))
         return change
+
+    @staticmethod
+    def _add(partials: Any, change: _Change, partial: bytes) -> None:
+        partials.add(partial + change.mark)
+        change.stored.append(partial + change.mark)
 
     def _emit(self, key: bytes, partials: Any, window: Any, *, final: bool) -> Iterator[Any]:
         stored = list(partials.read())
