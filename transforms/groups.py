@@ -76,7 +76,7 @@ def group_rows(columns: Sequence[pa.Array], rows: int, hashes: _Hashes | None = 
         return _encoded(columns)
     groups = _grouped(hash_rows(list(columns), rows) if hashes is None else hashes)
     # A hash only says which rows may be equal. Two that are not and share one are hardly ever met, unless somebody made them so.
-    return groups if all(_are_equal(column, groups) for column in columns) else _encoded(columns)
+    return groups if groups.count == rows or all(_are_equal(column, groups) for column in columns) else _encoded(columns)
 
 
 def _encoded(columns: Sequence[pa.Array]) -> Groups:

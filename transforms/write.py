@@ -147,13 +147,16 @@ class _WriteDoFn(beam.DoFn):  # type: ignore[misc]
         self._rejected.inc(refused)
         self._counts["rows"] += table.num_rows - refused
         self._counts["rejected"] += refused
+        now = spec.final is None or refused > 0
         if spec.final is not None:
             closed = _closed(table, spec)
+            # Early rows come often, and final ones after them: there is always a later note that counts them.
+            now = now or closed.num_rows > 0
             self._counts["final"] += closed.num_rows - sum(_closed(part.rows, spec).num_rows for part in rejected)
             newest = pc.max(closed.column(spec.time)).cast(pa.int64()).as_py()
             self._newest = max((value for value in (self._newest, newest) if value is not None), default=None)
         values = {"sink": self._sink.name, "kind": spec.kind, **self._counts, "newest_final": self._newest, "updated": time.time()}
-        self._record.put("sinks", f"{self._sink.name}-{os.getpid()}-{id(self)}", values, now=True)
+        self._record.put("sinks", f"{self._sink.name}-{os.getpid()}-{id(self)}", values, now=now)
 
 
 def _closed(table: pa.Table, spec: RowSpec) -> pa.Table:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+_FEW = 4
+"""So many different times are looked up one by one: those of a window and its watermark are the same in every column and batch."""
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
@@ -146,7 +150,17 @@ def _iso_text(values: pa.Array) -> pa.Array:
     """Fixed width, so that text sorts as time does, for the years 0 to 9999; other years are written in full all the same."""
     # Rows of a window share their times, and writing one costs more than looking up hundreds.
     times = values.dictionary_encode()
-    return _written(times.dictionary).take(times.indices)
+    moments = times.dictionary
+    if len(moments) > _FEW:
+        return _written(moments).take(times.indices)
+    numbers = moments.view(pa.int32() if pa.types.is_date32(moments.type) else pa.int64()).to_pylist()
+    return pa.array([_written_one(number, moments.type) for number in numbers], pa.string()).take(times.indices)
+
+
+@lru_cache(4096)
+def _written_one(number: int, kind: pa.DataType) -> str | None:
+    text: str | None = _written(pa.array([number], pa.int32() if pa.types.is_date32(kind) else pa.int64()).view(kind))[0].as_py()
+    return text
 
 
 def _written(values: pa.Array) -> pa.Array:
