@@ -69,9 +69,9 @@ def install(notes: Any) -> None:
         return noted
 
     def process(original: Any) -> Any:
-        def noted(self: Any, element: Any, window: Any, partials: Any, end: Any, emit: Any, progress: Any) -> Iterator[Any]:
+        def noted(self: Any, element: Any, window: Any, partials: Any, end: Any, emit: Any, progress: Any, timestamp: Any) -> None:
             note("merge", now(), probes(self._partials.decode(element[1]), "series"))
-            yield from original(self, element, window, partials, end, emit, progress)
+            original(self, element, window, partials, end, emit, progress, timestamp)
 
         noted.__defaults__ = original.__defaults__  # Beam reads from them what to give
         return noted
