@@ -14,12 +14,15 @@ from streamgauge.transforms.state_layout import Layout, StepLayout
 REACHED = "reached"
 """Of an AggregateWindows in the layout of a state: the start of the last slice that may have some, microseconds; None: no slice. Where it is missing that is not known."""
 
+_EMPTY = StepLayout(AGGREGATE, {REACHED: None})
+"""What is known of the state of a step that was not there."""
+
 
 def with_reach(layout: Layout, record: JobRecord) -> Layout:
     """The layout of a run, with what its record tells of the state that it has."""
-    known = reached(record)
     if not record.all("splits"):  # a record that is not there does not say that nothing was read
         return layout
+    known = reached(record)
 
     def told(name: str, values: dict[str, Any]) -> dict[str, Any]:
         return values if name in known and known[name] is None else {**values, REACHED: known.get(name)}
@@ -49,12 +52,10 @@ def carry_reach(record: JobRecord, before: Layout | None, after: Layout) -> None
     """Has the record tell of the state that a run starts from, and of no other. ``before``: see ``with_reach``; None: nothing is known."""
     known: dict[str, int | None] = {}
     for name, step in after.steps.items():
-        old = None if before is None else before.steps.get(name)
-        if step.kind != AGGREGATE or (before is not None and old is None):
-            continue
-        start = None if old is None else old.values.get(REACHED)
-        if start is not None or old is None or REACHED not in old.values:
-            known[name] = start
+        if step.kind == AGGREGATE:
+            old = {} if before is None else before.steps.get(name, _EMPTY).values
+            if REACHED not in old or old[REACHED] is not None:
+                known[name] = old.get(REACHED)
     begin_from(record, known)
 
 

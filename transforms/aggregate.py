@@ -192,8 +192,9 @@ class _Steps:
         self._letters = options.letters
 
     def partials(self, record_folder: str | None) -> beam.DoFn:
-        given = (self._metric, self._window, self._lateness, record_folder, self._stored, self._sharding)
-        return SessionPartialDoFn(*given) if is_session(self._window) else SlicePartialDoFn(*given, step=self._step if self._reshards else None)
+        kind = SessionPartialDoFn if is_session(self._window) else SlicePartialDoFn
+        step = self._step if self._reshards else None
+        return kind(self._metric, self._window, self._lateness, record_folder, self._stored, sharding=self._sharding, step=step)
 
     def results(self, partials: beam.PCollection) -> tuple[beam.PCollection, beam.PCollection | None]:
         """Result rows, and dead letters where there are some."""

@@ -201,7 +201,7 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
         self._armed.discard(place)
         self._appended.pop(place, None)
         self._progress.see(fired)
-        if self._emit_every is not None:
+        if self._emit_every:
             emit.clear()
         change = self._changes.get(place)
         if change is None:

@@ -97,13 +97,19 @@ class _PartialDoFn(beam.DoFn):  # type: ignore[misc]
 
     Events of one bundle are reduced together, and partials put together before they leave at its end: neither the cost of a small batch nor what
     crosses the shuffle grows with the number of batches.
+
+    Args:
+        sharding: shards by slice; those of the metric if None.
+        step: name of the step, if its slices may be divided into another number of shards one day.
     """
 
     def __init__(
-        self, metric: Metric, window: Any, lateness: int, record_folder: str | None, stored: Stored | None = None, sharding: Sharding | None = None
-    ) -> None:
+        self, metric: Metric, window: Any, lateness: int, record_folder: str | None, stored: Stored | None = None,
+        *, sharding: Sharding | None = None, step: str | None = None,
+    ) -> None:  # fmt: skip
         self._metric = metric
         self._sharding = sharding or Sharding(metric.shards)
+        self._step = step
         self._window = window
         self._lateness = lateness
         self._record_folder = record_folder
@@ -117,6 +123,7 @@ class _PartialDoFn(beam.DoFn):  # type: ignore[misc]
         self._late_schema = late_schema(self._metric)
         self._record = JobRecord(self._record_folder)
         self._shard_keys = [_shard_key(shard) for shard in range(self._sharding.most)]
+        self._reach = None if self._step is None else Reach(self._record, self._step, self._window.slice_size)
 
     def start_bundle(self) -> None:
         # What a failed bundle left belongs to nobody.
@@ -150,6 +157,8 @@ class _PartialDoFn(beam.DoFn):  # type: ignore[misc]
     def finish_bundle(self) -> Iterator[WindowedValue]:
         self._reduce_held()
         bundle, self._bundle = self._bundle, {}
+        if self._reach is not None and bundle:
+            self._reach.extend(max(start for start, _ in bundle))
         for (start, shard), partials in bundle.items():
             encoded = self._partials.codec.encode(self._together(partials))
             yield WindowedValue((self._shard_keys[shard], encoded), self._moment(start), (GlobalWindow(),))
@@ -216,26 +225,11 @@ class _PartialDoFn(beam.DoFn):  # type: ignore[misc]
 
 
 class SlicePartialDoFn(_PartialDoFn):
-    """Partials of slices, with the time stamp of the slice's last millisecond.
-
-    Args:
-        step: name of the step whose slices may be divided into another number of shards one day; None: never.
-    """
-
-    def __init__(self, *arguments: Any, step: str | None = None, **more: Any) -> None:
-        super().__init__(*arguments, **more)
-        self._step = step
+    """Partials of slices, with the time stamp of the slice's last millisecond."""
 
     def setup(self) -> None:
         super().setup()
         self._unmerged = 0
-        self._reach = None if self._step is None else Reach(self._record, self._step, self._window.slice_size)
-
-    def finish_bundle(self) -> Iterator[WindowedValue]:
-        self._reduce_held()
-        if self._reach is not None and self._bundle:
-            self._reach.extend(max(start for start, _ in self._bundle))
-        yield from super().finish_bundle()
 
     def _starts(self, times: Times) -> Times:
         return self._window.slice_starts(times)  # type: ignore[no-any-return]

@@ -82,13 +82,16 @@ def schema_of(text: str) -> pa.Schema:
 
 def earlier_shards(path: str | None, step: str) -> list[list[int]]:
     """What an AggregateWindows is to know of the slices that have other shards than its options say (``Sharding.earlier``); ``path`` as in ``--earlier_layouts``."""
-    layouts = [] if path is None else read_layouts(Path(path))
-    found = layouts[-1].steps.get(step) if layouts else None
-    return [] if found is None else found.values.get("earlier_shards") or []
+    found = _layouts(path, step)[-1:]
+    return found[0].values.get("earlier_shards") or [] if found else []
 
 
 def earlier_partials(path: str | None, step: str) -> tuple[pa.Schema, ...]:
     """Schemas of the partials that earlier runs may have left in the state of an AggregateWindows; ``path`` as in ``--earlier_layouts``."""
-    layouts = [] if path is None else read_layouts(Path(path))
-    texts = [layout.steps[step].values.get("partial") for layout in layouts if step in layout.steps]
+    texts = [layout.values.get("partial") for layout in _layouts(path, step)]
     return tuple(schema_of(text) for text in dict.fromkeys(texts) if text is not None)
+
+
+def _layouts(path: str | None, step: str) -> list[StepLayout]:
+    """Of a step, in the runs that had it."""
+    return [layout.steps[step] for layout in ([] if path is None else read_layouts(Path(path))) if step in layout.steps]

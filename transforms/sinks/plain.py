@@ -153,14 +153,19 @@ def _iso_text(values: pa.Array) -> pa.Array:
     moments = times.dictionary
     if len(moments) > _FEW:
         return _written(moments).take(times.indices)
-    numbers = moments.view(pa.int32() if pa.types.is_date32(moments.type) else pa.int64()).to_pylist()
+    numbers = moments.view(_number_of(moments.type)).to_pylist()
     return pa.array([_written_one(number, moments.type) for number in numbers], pa.string()).take(times.indices)
 
 
 @lru_cache(4096)
 def _written_one(number: int, kind: pa.DataType) -> str | None:
-    text: str | None = _written(pa.array([number], pa.int32() if pa.types.is_date32(kind) else pa.int64()).view(kind))[0].as_py()
+    text: str | None = _written(pa.array([number], _number_of(kind)).view(kind))[0].as_py()
     return text
+
+
+def _number_of(kind: pa.DataType) -> pa.DataType:
+    """What a time or date is in memory."""
+    return pa.int32() if pa.types.is_date32(kind) else pa.int64()
 
 
 def _written(values: pa.Array) -> pa.Array:
