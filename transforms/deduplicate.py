@@ -32,7 +32,7 @@ from apache_beam.utils.shared import Shared
 from apache_beam.utils.timestamp import Timestamp
 from pydantic import Field, field_validator
 
-from streamgauge.transforms.batch import EVENT_TIME, BatchCodec, BatchType
+from streamgauge.transforms.batch import BatchCodec, BatchType, event_times
 from streamgauge.transforms.config import MICROSECONDS, Config, Duration, did_you_mean, user_error
 from streamgauge.transforms.hashing import hash_rows, spread_key
 from streamgauge.transforms.options import StreamgaugeOptions
@@ -249,7 +249,7 @@ class _SeenDoFn(beam.DoFn):  # type: ignore[misc]
         shard = self._shard(key, log, generation)
         events = self._codec.decode(encoded)
         columns = [events.column(name) for name in self._by]
-        times = events.column(EVENT_TIME).cast(pa.int64()).to_numpy()
+        times = event_times(events)
         before = len(shard.ids)
         verdicts = shard.ids.judge(ids_of(columns, events.num_rows), times, _have_id(columns))
         if len(shard.ids) > before:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Annotated, Any
 
 import apache_beam as beam
-import numpy as np
 import pyarrow as pa
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.metrics import Metrics
@@ -21,13 +21,14 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Duration, Timestamp
 from pydantic import Field
 
-from streamgauge.transforms.batch import EVENT_TIME, POSITION, SPLIT, SPLIT_TYPE, BatchType, with_disorder
+from streamgauge.transforms.batch import POSITION, SPLIT, SPLIT_TYPE, BatchType, event_times, with_disorder
 from streamgauge.transforms.config import MICROSECONDS, Choice, Config, OneOf
 from streamgauge.transforms.dead_letter import SCHEMA as DEAD_LETTER_SCHEMA
 from streamgauge.transforms.dead_letter import ErrorHandling, dead_letters
 from streamgauge.transforms.event_time import EventTime, TimeOptions
 from streamgauge.transforms.formats import FORMATS
 from streamgauge.transforms.formats.base import Format, Parsed
+from streamgauge.transforms.joint_reads import Batch, JointReads, Limits
 from streamgauge.transforms.options import StreamgaugeOptions
 from streamgauge.transforms.position_index import Indexes, PositionIndex
 from streamgauge.transforms.readers import OpenReader, OpenReaders
@@ -150,6 +151,12 @@ class _Read(beam.DoFn):  # type: ignore[misc]
     def setup(self) -> None:
         self._record = JobRecord(self._record_folder)
         self._readers = OpenReaders(self._connector)
+        self._reads = JointReads(self._readers, self._parse, self._event_time.schema, jointly=not self._connector.bounded)
+
+    def start_bundle(self) -> None:
+        assert self._readers is not None
+        # Splits that resume at different times get bundles of their own, at the cost of one each. Without a pause they meet in the next one, and stay together.
+        self._pause = PAUSE_SECONDS if self._readers.begin_bundle() else 0.0
 
     def teardown(self) -> None:
         if self._readers is not None:
@@ -174,14 +181,15 @@ class _Read(beam.DoFn):  # type: ignore[misc]
             watermark.follow()
         deadline = time.monotonic() + CALL_SECONDS
         while True:
-            raw = reader.read(MAX_BATCH_EVENTS, MAX_BATCH_BYTES, WAIT_SECONDS)
+            batch = self._reads.next(reader, Limits(MAX_BATCH_EVENTS, MAX_BATCH_BYTES, WAIT_SECONDS))
+            raw = batch.raw
             at_end = raw.done or raw.next_position >= start.end
             done = at_end or self._record.draining()
             if not tracker.try_claim(raw.next_position):
                 reader.close()
                 return
             if len(raw) or raw.errors:
-                yield from self._emit(split, raw, reader, watermark, index)
+                yield from self._emit(split, batch, reader, watermark, index)
             elif raw.caught_up:
                 watermark.idle(reader.idle_seconds)
             index.add(raw.next_position, None)
@@ -190,13 +198,13 @@ class _Read(beam.DoFn):  # type: ignore[misc]
                 self._note(split, raw.next_position, reader, watermark, index, done=True, finished=at_end)
                 reader.close()
                 return
-            more = len(raw) > 0 if self._connector.bounded else _is_full(raw)
+            more = len(raw) > 0 if self._connector.bounded else batch.more
             if not more or time.monotonic() >= deadline:
                 break
         self._note(split, raw.next_position, reader, watermark, index)
         _INDEXES.put_back((str(self._record_folder), self._record_name(split)), index)
         self._readers.put_back(split, reader)
-        tracker.defer_remainder(Duration() if more else Duration(PAUSE_SECONDS))
+        tracker.defer_remainder(Duration(0 if more else self._pause))
 
     def _index(self, split: Split, position: int, reader: OpenReader, watermark: SplitWatermark) -> PositionIndex:
         """What is known of the split's positions: from the last call, else from the job's record, else from the run that is replayed.
@@ -225,12 +233,14 @@ class _Read(beam.DoFn):  # type: ignore[misc]
     def _record_name(self, split: Split) -> str:
         return f"{self._connector.name}/{split.id}"
 
-    def _emit(self, split: Split, raw: RawBatch, reader: OpenReader, watermark: SplitWatermark, index: PositionIndex) -> Iterator[Any]:
-        before = watermark.current
-        parsed = self._event_time.apply(raw, self._format.parse(raw))
+    def _parse(self, raw: RawBatch) -> Parsed:
+        return self._event_time.apply(raw, self._format.parse(raw))
+
+    def _emit(self, split: Split, batch: Batch, reader: OpenReader, watermark: SplitWatermark, index: PositionIndex) -> Iterator[Any]:
+        before, raw, parsed = watermark.current, batch.raw, batch.parsed
         if parsed.events.num_rows:
             events = self._with_lineage(split, raw, parsed)
-            newest = int(np.max(events.column(EVENT_TIME).cast(pa.int64()).to_numpy()))
+            newest = int(event_times(events).max())
             watermark.advance(newest)
             index.add(raw.next_position, newest)
             reader.events += events.num_rows
@@ -243,11 +253,9 @@ class _Read(beam.DoFn):  # type: ignore[misc]
             yield beam.pvalue.TaggedOutput("rejected", TimestampedValue(rejected, before))
 
     def _with_lineage(self, split: Split, raw: RawBatch, parsed: Parsed) -> pa.RecordBatch:
-        rows = parsed.events.num_rows
-        splits = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int8)), pa.array([split.id]))
         positions = pa.array(raw.positions if parsed.rows is None else raw.positions[parsed.rows])
         event_time, *fields = parsed.events.columns
-        return pa.record_batch([event_time, splits, positions, *fields], schema=self._schema)
+        return pa.RecordBatch.from_arrays([event_time, _all_of(split.id, parsed.events.num_rows), positions, *fields], schema=self._schema)
 
     def _reject(self, split: Split, raw: RawBatch, parsed: Parsed) -> pa.RecordBatch | None:
         rejects = parsed.rejects
@@ -287,9 +295,14 @@ class _Read(beam.DoFn):  # type: ignore[misc]
         self._record.put("positions", name, known, now=now or done, every=NOTE_POSITIONS_SECONDS)
 
 
-def _is_full(raw: RawBatch) -> bool:
-    """Whether there was more than a batch takes, as far as a connector can say: bounds on bytes are kept by the mean size of a record."""
-    return len(raw) >= MAX_BATCH_EVENTS // 2 or raw.payloads.nbytes >= MAX_BATCH_BYTES // 2
+def _all_of(split: str, rows: int) -> pa.DictionaryArray:
+    codes = pa.Array.from_buffers(pa.int8(), rows, [None, pa.py_buffer(bytes(rows))])
+    return pa.DictionaryArray.from_arrays(codes, _dictionary(split), safe=False)
+
+
+@lru_cache(maxsize=1024)
+def _dictionary(split: str) -> pa.StringArray:
+    return pa.array([split])
 
 
 def newest_possible(watermark: Timestamp, disorder: int) -> int | None:

@@ -4,34 +4,56 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 from streamgauge.transforms.sources.base import Connector, RawBatch, Reader, Split
 
 _UNUSED_SECONDS = 120.0
 
+_RECENT_SECONDS = 0.3
+"""A split not read for so long is not waited for: it has moved, or its calls take long anyway."""
+
 
 class OpenReader:
-    """A reader with what is known of its split in this process: position, counts since it was opened, idleness."""
+    """A reader with what is known of its split in this process: counts since it was opened, idleness.
+
+    Attributes:
+        position: up to where batches were handed out; what was read may go further.
+        ahead: a batch that was read and not handed out yet, and when; a thing of ``joint_reads.py``.
+        bundle: number of the last bundle in which it was used.
+    """
 
     def __init__(self, reader: Reader, position: int) -> None:
         self._reader = reader
         self.position = position
+        self.ahead: tuple[Any, float] | None = None
         self.events = 0
         self.rejected = 0
         self.opened = time.time()
         self.used = time.monotonic()
+        self.bundle = 0
         self._idle_since: float | None = None
 
     def read(self, max_records: int, max_bytes: int, timeout: float) -> RawBatch:
+        """The next batch, handed out."""
+        raw = self.fetch(max_records, max_bytes, timeout)
+        self.hand_out(raw)
+        return raw
+
+    def fetch(self, max_records: int, max_bytes: int, timeout: float) -> RawBatch:
+        """The next batch. It must be handed out before another one, or the reader be closed."""
         raw = self._reader.read(max_records, max_bytes, timeout)
-        self.position = raw.next_position
-        self.used = time.monotonic()
         if len(raw) or not raw.caught_up:
             # An empty read does not unsay that the end was confirmed; a broken connection never said so.
             self._idle_since = None if len(raw) else self._idle_since
         elif self._idle_since is None:
-            self._idle_since = self.used
+            self._idle_since = time.monotonic()
         return raw
+
+    def hand_out(self, raw: RawBatch) -> None:
+        """Reading goes on behind this batch."""
+        self.position = raw.next_position
+        self.used = time.monotonic()
 
     @property
     def idle_seconds(self) -> float:
@@ -48,6 +70,7 @@ class OpenReaders:
     def __init__(self, connector: Connector) -> None:
         self._connector = connector
         self._free: dict[str, OpenReader] = {}
+        self._bundle = 0
         self._lock = threading.Lock()
 
     def take(self, split: Split, position: int) -> OpenReader:
@@ -60,6 +83,23 @@ class OpenReaders:
             found.close()
         return OpenReader(self._connector.open(split, position), position)
 
+    def begin_bundle(self) -> bool:
+        """Whether all that were read just now were in one bundle."""
+        now = time.monotonic()
+        with self._lock:
+            self._bundle += 1
+            return len({reader.bundle for reader in self._free.values() if now - reader.used < _RECENT_SECONDS}) < 2
+
+    def take_free(self) -> dict[str, OpenReader]:
+        """All that are not used now and have nothing read ahead, by split; to be given back or closed."""
+        with self._lock:
+            return {name: self._free.pop(name) for name, reader in [*self._free.items()] if reader.ahead is None}
+
+    def give_back(self, readers: dict[str, OpenReader]) -> None:
+        """Those of ``take_free``."""
+        with self._lock:
+            self._free.update(readers)
+
     def put_back(self, split: Split, reader: OpenReader) -> None:
         """Keep it for the next call; readers long unused (their split moved elsewhere) are closed."""
         now = time.monotonic()
@@ -68,6 +108,7 @@ class OpenReaders:
             stale = [name for name, other in self._free.items() if now - other.used > _UNUSED_SECONDS]
             closing = [self._free.pop(name) for name in stale]
             self._free[split.id] = reader
+            reader.bundle = self._bundle
         for other in (*closing, *([replaced] if replaced else [])):
             other.close()
 

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from streamgauge.transforms.files import replace_text
 
-WRITE_EVERY_SECONDS = 0.2
+WRITE_EVERY_SECONDS = 0.5
 
 DEAD_LETTERS = "dead_letters"
 """Folder of the dead letters that a job gives no other place."""
@@ -31,6 +31,8 @@ class JobRecord:
     def __init__(self, folder: str | os.PathLike[str] | None) -> None:
         self.folder = None if folder is None else Path(folder)
         self._written: dict[tuple[str, str], float] = {}
+        self._paths: dict[tuple[str, str], Path] = {}
+        self._drain = None if self.folder is None else str(self.folder / "drain")
 
     def put(
         self, kind: str, name: str, values: dict[str, Any], *, now: bool = False, every: float = WRITE_EVERY_SECONDS, synced: bool = False
@@ -55,8 +57,11 @@ class JobRecord:
         return found
 
     def _path(self, kind: str, name: str) -> Path:
-        assert self.folder is not None
-        return self.folder / kind / f"{quote(name, safe='')}.json"
+        found = self._paths.get((kind, name))
+        if found is None:
+            assert self.folder is not None
+            found = self._paths[kind, name] = self.folder / kind / f"{quote(name, safe='')}.json"
+        return found
 
     def all(self, kind: str) -> list[dict[str, Any]]:
         """Everything stored under ``kind``, by name."""
@@ -81,7 +86,7 @@ class JobRecord:
 
     def draining(self) -> bool:
         """Whether readers shall end."""
-        return self.folder is not None and (self.folder / "drain").exists()
+        return self._drain is not None and os.path.exists(self._drain)  # asked at each batch: without a Path
 
     def keep_reading(self) -> None:
         """Take back `ask_to_drain`."""

@@ -16,7 +16,7 @@ from apache_beam.transforms.window import GlobalWindow, TimestampedValue
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
-from streamgauge.transforms.batch import EVENT_TIME, EVENT_TIME_TYPE, POSITION, SPLIT, SPLIT_TYPE, disorder_of
+from streamgauge.transforms.batch import EVENT_TIME, EVENT_TIME_TYPE, POSITION, SPLIT, SPLIT_TYPE, disorder_of, event_times
 from streamgauge.transforms.config import MICROSECONDS
 from streamgauge.transforms.hashing import spread_key
 from streamgauge.transforms.partials import Metric, Partials, concatenated
@@ -128,12 +128,13 @@ class _PartialDoFn(beam.DoFn):  # type: ignore[misc]
     def start_bundle(self) -> None:
         # What a failed bundle left belongs to nobody.
         self._held: list[tuple[pa.RecordBatch, Times]] = []
+        self._held_rows = self._held_splits = 0
         self._bundle: dict[tuple[int, int], list[pa.RecordBatch]] = {}
 
     def process(self, events: pa.RecordBatch, timestamp: Any = beam.DoFn.TimestampParam) -> Iterator[Any]:
         if not events.num_rows:
             return
-        times = events.column(EVENT_TIME).cast(pa.int64()).to_numpy()
+        times = event_times(events)
         slices = self._starts(times)
         late = self._too_late(times, slices, timestamp.micros, disorder_of(events.schema))
         closed = self._stored and self._stored.closed(events, slices)
@@ -150,9 +151,11 @@ class _PartialDoFn(beam.DoFn):  # type: ignore[misc]
             events, slices = events.filter(pa.array(kept)), slices[kept]
             if not events.num_rows:
                 return
-        if not self._have_room(events):
+        splits = len(events.column(SPLIT).dictionary)
+        if self._held_rows + events.num_rows > _AT_ONCE or self._held_splits + splits > _MOST_SPLITS:
             self._reduce_held()
         self._held.append((events, slices))
+        self._held_rows, self._held_splits = self._held_rows + events.num_rows, self._held_splits + splits
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         self._reduce_held()
@@ -163,13 +166,9 @@ class _PartialDoFn(beam.DoFn):  # type: ignore[misc]
             encoded = self._partials.codec.encode(self._together(partials))
             yield WindowedValue((self._shard_keys[shard], encoded), self._moment(start), (GlobalWindow(),))
 
-    def _have_room(self, events: pa.RecordBatch) -> bool:
-        """Whether these can be reduced together with those held."""
-        together = [events, *(held for held, _ in self._held)]
-        return sum(batch.num_rows for batch in together) <= _AT_ONCE and sum(len(batch.column(SPLIT).dictionary) for batch in together) <= _MOST_SPLITS
-
     def _reduce_held(self) -> None:
         held, self._held = self._held, []
+        self._held_rows = self._held_splits = 0
         if held:
             events, slices = concatenated([batch for batch, _ in held]), np.concatenate([slices for _, slices in held])
             for start, shard, partial in self._reduce(events, slices):

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 import apache_beam as beam
@@ -58,6 +59,7 @@ def split_element(index: int, split: Split, *, found_later: bool = False) -> Spl
     return SplitElement(spread_key(index, lambda salt: json.dumps({"split": asdict(split), "later": found_later, "salt": salt}).encode()))
 
 
+@lru_cache(maxsize=1024)
 def split_of(element: bytes) -> tuple[Split, bool]:
     """The split of an element and whether it was found only while the job ran."""
     values = json.loads(element)

@@ -76,7 +76,8 @@ def test_compression_is_for_large_batches() -> None:
     assert codec.decode(codec.encode(large)).equals(large)
 
 
-def test_a_batch_is_not_encoded_to_learn_its_size() -> None:
+def test_a_batch_is_not_encoded_to_learn_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beam counts the bytes of elements between fused steps too."""
     batch = pa.record_batch({"x": pa.array([1, 2]), "y": pa.array(["a", "b"])})
-    assert BatchCoder(batch.schema).estimate_size(batch) == batch.nbytes
+    monkeypatch.setattr(BatchCodec, "encode", None)
+    assert 0.5 < BatchCoder(batch.schema).estimate_size(batch) / batch.nbytes < 2

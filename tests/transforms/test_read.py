@@ -76,6 +76,7 @@ class Call:
     def __init__(self, dofn: _Read, element: bytes, positions: Positions, watermark: Any = None) -> None:
         tracker = ThreadsafeRestrictionTracker(PositionsTracker(positions))
         estimator = ManualWatermarkEstimator(watermark)
+        dofn.start_bundle()
         self.outputs = list(dofn.process(element, RestrictionTrackerView(tracker), estimator))
         tracker.check_done()
         deferred = tracker.deferred_status()
