@@ -18,6 +18,7 @@ from rich.table import Table
 
 from benchmarks import latency_trace
 from benchmarks.latency_figures import SHARES
+from benchmarks.latency_producer import PARTITIONS
 from benchmarks.latency_run import Case, Outcome, run
 from benchmarks.measure import ContenderFailed
 from streamgauge.pipelines.services.errors import ServiceError
@@ -62,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--window-ms", type=int, action="append", help="Windows of so many milliseconds, multiples of 50 (default 1000, and 100 and 250 at one rate).")
     made.add_argument("--emit", default="on_change", help="Early results of windows of a second and more: on_change, final, or a period such as 50ms (default %(default)s).")
     made.add_argument("--shards", type=int, default=1, help="Parts that the keys are divided into (default %(default)s).")
+    made.add_argument("--partitions", type=int, default=PARTITIONS, help="Of the topic (default %(default)s).")
     made.add_argument("--option", action="append", default=[], help="One more argument for `streamgauge run`, as in --option=--parallelism=1; may be repeated.")
     made.add_argument("--trace", action="store_true", help="Also note where each probe was and when: see latency_trace.py.")
     made.add_argument("--json", type=Path, help="Write the figures as a list of objects to this file.")
@@ -79,14 +81,14 @@ def chosen(options: argparse.Namespace) -> list[Case]:
                 small = window < 1000
                 rates = options.rate or ((SMALL_RATE,) if small else RATES)
                 emit = "final" if small else options.emit
-                cases += [Case(contender, store, rate, window, emit, options.shards, tuple(options.option)) for rate in rates]
+                cases += [Case(contender, store, rate, window, emit, options.shards, options.partitions, tuple(options.option)) for rate in rates]
     return cases
 
 
 def rows(outcome: Outcome) -> list[dict[str, Any]]:
     """Flat rows: what was run, what is measured, during what, figures in milliseconds."""
     case = outcome.case
-    named = {"contender": case.contender, "store": case.store, "rate": case.rate, "window_ms": case.window_ms, "emit": case.emit, "shards": case.shards, "options": list(case.options)}
+    named = {"contender": case.contender, "store": case.store, "rate": case.rate, "window_ms": case.window_ms, "emit": case.emit, "shards": case.shards, "partitions": case.partitions, "options": list(case.options)}
     about = {"correct": outcome.correct, "seconds": outcome.seconds, "counts": outcome.counts, "producer": outcome.producer, "cpu_s": outcome.cpu_s, **({"where": outcome.where} if outcome.where else {})}
     live = [{**named, "measure": "event to live row", **row, **about} for row in outcome.live]
     final = [{**named, "measure": f"window end to final row, {what}", "during": "all", **row, **about} for what, row in outcome.final.items()]

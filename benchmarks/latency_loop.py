@@ -17,8 +17,6 @@ from urllib.parse import quote
 
 import orjson
 
-from benchmarks.latency_producer import PARTITIONS
-
 WAIT_SECONDS = 0.1
 MOST = 10_000
 COLUMNS = ("window_start", "series", "host", "total", "lo", "hi", "newest", "events", "final")
@@ -73,10 +71,11 @@ class Windows:
     Args:
         size: of a window, microseconds.
         live: whether rows are told before their window has ended.
+        partitions: that events come from.
     """
 
-    def __init__(self, size: int, *, live: bool) -> None:
-        self._size, self._live = size, live
+    def __init__(self, size: int, *, live: bool, partitions: int) -> None:
+        self._size, self._live, self._partitions = size, live, partitions
         self._open: dict[int, dict[tuple[str, str], list[Any]]] = {}
         self._changed: set[tuple[int, tuple[str, str]]] = set()
         self._newest: dict[int, int] = {}
@@ -99,7 +98,7 @@ class Windows:
 
     def rows(self) -> list[tuple[Any, ...]]:
         """What has changed since the last call, and all of the windows that every partition has passed."""
-        passed = min(self._newest.values()) if len(self._newest) == PARTITIONS else 0
+        passed = min(self._newest.values()) if len(self._newest) == self._partitions else 0
         found = []
         for start in [start for start in self._open if start + self._size <= passed]:
             found += [(start, *key, *row, True) for key, row in self._open.pop(start).items()]
@@ -112,16 +111,16 @@ def _iso(micros: int) -> str:
     return datetime.fromtimestamp(micros / 1e6, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def main(brokers: str, topic: str, kind: str, address: str, table: str, size: int, live: bool) -> None:
+def main(brokers: str, topic: str, kind: str, address: str, table: str, partitions: int, size: int, live: bool) -> None:
     from confluent_kafka import OFFSET_END, Consumer, TopicPartition
 
     ended: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))
-    store, windows = STORES[kind](address, table), Windows(size, live=live)
+    store, windows = STORES[kind](address, table), Windows(size, live=live, partitions=partitions)
     consumer = Consumer({"bootstrap.servers": brokers, "group.id": "loop", "enable.auto.commit": False})
-    consumer.assign([TopicPartition(topic, partition, OFFSET_END) for partition in range(PARTITIONS)])
+    consumer.assign([TopicPartition(topic, partition, OFFSET_END) for partition in range(partitions)])
     # What was assigned at its end is read from there once the end is known.
-    for partition in range(PARTITIONS):
+    for partition in range(partitions):
         consumer.get_watermark_offsets(TopicPartition(topic, partition))
     consumer.consume(1, 1.0)
     print(json.dumps({"ready": True}), flush=True)
@@ -139,4 +138,4 @@ def main(brokers: str, topic: str, kind: str, address: str, table: str, size: in
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:6], int(sys.argv[6]), sys.argv[7] == "live")
+    main(*sys.argv[1:6], int(sys.argv[6]), int(sys.argv[7]), sys.argv[8] == "live")

@@ -1,6 +1,6 @@
 """Produces events to Kafka at a constant rate; the time stamp of each is the moment at which it is produced.
 
-``python -m benchmarks.latency_producer BROKERS TOPIC RATE SECONDS WARM`` prints one line of JSON when the last event is with the broker.
+``python -m benchmarks.latency_producer BROKERS TOPIC PARTITIONS RATE SECONDS WARM`` prints one line of JSON when the last event is with the broker.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Paced:
         return count
 
 
-def produce(brokers: str, topic: str, rate: float, seconds: float, warm: float = 0.0, seed: int = 0) -> dict[str, Any]:
+def produce(brokers: str, topic: str, partitions: int, rate: float, seconds: float, warm: float = 0.0, seed: int = 0) -> dict[str, Any]:
     """Events and probes sent, the worst delay behind the schedule (seconds), the broker's delays for probes (milliseconds), and events by ``COUNT_MICROS``.
 
     The first ``warm`` seconds are not in the delays."""
@@ -83,7 +83,7 @@ def produce(brokers: str, topic: str, rate: float, seconds: float, warm: float =
             stamp = time.time_ns() // 1000
             counted[stamp // COUNT_MICROS] += 1
             # The partition moves on by one more each time that all keys had their turn, so that every key is in every partition.
-            partition = (number + number // len(tails)) % PARTITIONS
+            partition = (number + number // len(tails)) % partitions
             if chosen.random() < share:
                 producer.produce(topic, probe(probes, stamp), partition=partition, on_delivery=known(stamp))
                 probes += 1
@@ -101,4 +101,4 @@ def produce(brokers: str, topic: str, rate: float, seconds: float, warm: float =
 
 
 if __name__ == "__main__":
-    print(json.dumps(produce(sys.argv[1], sys.argv[2], *map(float, sys.argv[3:6]))))
+    print(json.dumps(produce(sys.argv[1], sys.argv[2], int(sys.argv[3]), *map(float, sys.argv[4:7]))))

@@ -54,6 +54,7 @@ class Case:
     window_ms: int = 1000
     emit: str = "on_change"
     shards: int = 1
+    partitions: int = PARTITIONS
     options: tuple[str, ...] = ()
 
     @property
@@ -107,7 +108,7 @@ def run(case: Case, seconds: float, brokers: str, questdb: str, folder: Path, tr
     folder.mkdir(parents=True)
     topic = f"latency-{folder.name}"
     admin = AdminClient({"bootstrap.servers": brokers})  # must be there until its answer is
-    admin.create_topics([NewTopic(topic, PARTITIONS, 1)])[topic].result()
+    admin.create_topics([NewTopic(topic, case.partitions, 1)])[topic].result()
     address = str(folder / "results.db") if case.store == "sqlite" else questdb
     if case.store == "questdb":
         _drop(questdb)
@@ -118,7 +119,7 @@ def run(case: Case, seconds: float, brokers: str, questdb: str, folder: Path, tr
         reader = stack.enter_context(_process(["benchmarks.latency_reader", case.store, address, TABLE, str(seen)], folder / "reader.log"))
         began = time.time()
         length = WARM_SECONDS + seconds
-        producer = stack.enter_context(_process(["benchmarks.latency_producer", brokers, topic, str(case.rate), str(length), str(WARM_SECONDS)], folder / "producer.log"))
+        producer = stack.enter_context(_process(["benchmarks.latency_producer", brokers, topic, str(case.partitions), str(case.rate), str(length), str(WARM_SECONDS)], folder / "producer.log"))
         before = Used.now(started.process.pid)
         used = before
         while producer.poll() is None:
@@ -133,7 +134,7 @@ def run(case: Case, seconds: float, brokers: str, questdb: str, folder: Path, tr
         started.look()
         _end(reader, signal.SIGTERM)
     said = json.loads((folder / "producer.log").read_text().strip().splitlines()[-1])
-    where = attribute(folder, round((began + WARM_SECONDS) * _S)) if trace and case.contender == "streamgauge" else {}
+    where = attribute(folder, round((began + WARM_SECONDS) * _S), case.partitions) if trace and case.contender == "streamgauge" else {}
     period = (began + WARM_SECONDS, began + length)
     return _outcome(case, period, json.loads(seen.read_text()), said, started, address, used.since(before), where)
 
@@ -245,7 +246,7 @@ def _job(case: Case, brokers: str, topic: str, address: str, folder: Path, trace
     command = ["benchmarks.latency_job", str(notes), "run", str(job), "--runner=flink", "--fresh", *case.options]
     with _process(command, folder / "job.log", environment) as process:
         record = home / "jobs" / "latency" / "record" / "splits"
-        _wait(lambda: len(list(record.glob("[!.]*.json"))) == PARTITIONS, process, folder / "job.log")
+        _wait(lambda: len(list(record.glob("[!.]*.json"))) == case.partitions, process, folder / "job.log")
         conf = (home / "jobs" / "latency" / "flink" / "conf" / "flink-conf.yaml").read_text()
         port = next(line.partition(": ")[2] for line in conf.splitlines() if line.startswith("rest.port: "))
         yield _Started(process, folder / "job.log", notes, gc_log, FlinkRest(f"http://127.0.0.1:{port}"))
@@ -254,7 +255,7 @@ def _job(case: Case, brokers: str, topic: str, address: str, folder: Path, trace
 
 @contextmanager
 def _loop(case: Case, brokers: str, topic: str, address: str, folder: Path, trace: bool) -> Iterator[_Started]:
-    command = ["benchmarks.latency_loop", brokers, topic, case.store, address, TABLE, str(case.window_ms * 1000), "live" if case.live else "final"]
+    command = ["benchmarks.latency_loop", brokers, topic, case.store, address, TABLE, str(case.partitions), str(case.window_ms * 1000), "live" if case.live else "final"]
     with _process(command, folder / "loop.log") as process:
         _wait(lambda: b"ready" in (folder / "loop.log").read_bytes(), process, folder / "loop.log")
         yield _Started(process, folder / "loop.log")

@@ -1,7 +1,7 @@
 """Where the time goes: notes when each probe was read, came to the merge, became a row and was stored, and the same of windows' ends.
 
 ``LATENCY_TRACE=1`` installs it in the job's process (see latency_job.py), ``--trace`` of latency.py asks for it and shows the tables; it costs a little.
-``python -m benchmarks.latency_trace CASE_FOLDER`` shows them again.
+``python -m benchmarks.latency_trace CASE_FOLDER [SINCE [PARTITIONS]]`` shows them again.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def install(notes: Any) -> None:
         return noted
 
     def emit(original: Any) -> Any:
-        def noted(self: Any, split: Any, raw: Any, reader: Any, watermark: Any, index: Any) -> Iterator[Any]:
-            yield from original(self, split, raw, reader, watermark, index)
+        def noted(self: Any, split: Any, batch: Any, reader: Any, watermark: Any, index: Any) -> Iterator[Any]:
+            yield from original(self, split, batch, reader, watermark, index)
             notes.add(what="watermark", at=now(), split=split.id, micros=int(watermark.current.micros))
 
         return noted
@@ -111,11 +111,12 @@ def install(notes: Any) -> None:
         around(kind, "write", write)
 
 
-def attribute(folder: Path, since: int) -> dict[str, list[dict[str, Any]]]:
+def attribute(folder: Path, since: int, partitions: int = PARTITIONS) -> dict[str, list[dict[str, Any]]]:
     """Milliseconds between the stages of probes, and of windows' ends, from the notes of one case; and how long bundles and state took.
 
     Args:
         since: microseconds since the epoch; what began earlier is left out.
+        partitions: of the topic.
     """
     seen = json.loads((folder / "seen.json").read_text())
     notes: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -124,7 +125,7 @@ def attribute(folder: Path, since: int) -> dict[str, list[dict[str, Any]]]:
     spans = {what: np.array([line["end"] - line["begin"] for line in notes[what] if line["begin"] >= since], np.int64) for what in _SPANS}
     return {
         "event to live row": _steps(STAGES, _probes(notes["probe"], seen["hosts"]), since),
-        "window end to its last final row": _steps(FINAL_STAGES, _windows(notes, seen["finals"]), since),
+        "window end to its last final row": _steps(FINAL_STAGES, _windows(notes, seen["finals"], partitions), since),
         "in the worker": [{"step": what, "times": len(found), **percentiles(found), "mean": found.mean() / _MS} for what, found in spans.items() if len(found)],
     }
 
@@ -139,7 +140,7 @@ def _probes(lines: Sequence[dict[str, Any]], seen: Sequence[Sequence[Any]]) -> l
     return list(times.values())
 
 
-def _windows(notes: dict[str, list[dict[str, Any]]], seen: Sequence[Sequence[int]]) -> list[dict[str, int]]:
+def _windows(notes: dict[str, list[dict[str, Any]]], seen: Sequence[Sequence[int]], partitions: int) -> list[dict[str, int]]:
     """When the last of each window was at each stage. Sizes are those of the windows whose timers ran."""
     ends = sorted({line["end"] for line in notes["passed"]})
     times: dict[int, dict[str, int]] = {end: {"end": end} for end in ends}
@@ -155,7 +156,7 @@ def _windows(notes: dict[str, list[dict[str, Any]]], seen: Sequence[Sequence[int
     reached: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in notes["watermark"]:
         reached[line["split"]].append(line)
-    if len(reached) == PARTITIONS:
+    if len(reached) == partitions:
         marks = [(np.maximum.accumulate([line["micros"] for line in lines]), np.array([line["at"] for line in lines])) for lines in reached.values()]
         for end, found in times.items():
             places = [int(np.searchsorted(micros, end - _MS)) for micros, _ in marks]
@@ -189,4 +190,4 @@ def show(found: dict[str, list[dict[str, Any]]]) -> None:
 
 
 if __name__ == "__main__":
-    show(attribute(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0))
+    show(attribute(Path(sys.argv[1]), *(map(int, sys.argv[2:4] or [0]))))

@@ -81,7 +81,7 @@ def test_every_payload_is_json_with_the_fields_of_the_job() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5000), st.sampled_from("ab")), max_size=60))
 def test_the_baseline_counts_what_is_not_behind_every_partition(events: list[tuple[int, int, str]]) -> None:
-    windows, told = Windows(1000, live=True), {}
+    windows, told = Windows(1000, live=True, partitions=PARTITIONS), {}
     newest: dict[int, int] = defaultdict(int)
     for partition, step, host in events:
         newest[partition] += step  # each partition in order, as in Kafka
