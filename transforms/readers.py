@@ -13,6 +13,9 @@ _UNUSED_SECONDS = 120.0
 _RECENT_SECONDS = 0.3
 """A split not read for so long is not waited for: it has moved, or its calls take long anyway."""
 
+_TRIES, _TRIES_SECONDS = 8, 1.0
+"""So many bundles in so many seconds may hurry to meet others. Some runners never put two splits into one."""
+
 
 class OpenReader:
     """A reader with what is known of its split in this process: counts since it was opened, idleness.
@@ -71,6 +74,7 @@ class OpenReaders:
         self._connector = connector
         self._free: dict[str, OpenReader] = {}
         self._bundle = 0
+        self._tries, self._tries_since = 0, time.monotonic()
         self._lock = threading.Lock()
 
     def take(self, split: Split, position: int) -> OpenReader:
@@ -84,11 +88,15 @@ class OpenReaders:
         return OpenReader(self._connector.open(split, position), position)
 
     def begin_bundle(self) -> bool:
-        """Whether all that were read just now were in one bundle."""
+        """Whether splits may rest after this one: those read last were all in one bundle, or have tried to be."""
         now = time.monotonic()
         with self._lock:
             self._bundle += 1
-            return len({reader.bundle for reader in self._free.values() if now - reader.used < _RECENT_SECONDS}) < 2
+            if now - self._tries_since >= _TRIES_SECONDS:
+                self._tries, self._tries_since = 0, now
+            together = len({reader.bundle for reader in self._free.values() if now - reader.used < _RECENT_SECONDS}) < 2
+            self._tries += not together
+            return together or self._tries > _TRIES
 
     def take_free(self) -> dict[str, OpenReader]:
         """All that are not used now and have nothing read ahead, by split; to be given back or closed."""

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamgauge.transforms import joint_reads
+from streamgauge.transforms import readers as readers_module
 from streamgauge.transforms.batch import EVENT_TIME
 from streamgauge.transforms.event_time import EventTime, TimeOptions
+from streamgauge.transforms.formats.csv import Csv
 from streamgauge.transforms.formats.json import Json
 from streamgauge.transforms.joint_reads import Batch, JointReads, Limits
 from streamgauge.transforms.readers import OpenReaders
@@ -21,7 +23,9 @@ from streamgauge.transforms.sources.base import RawBatch, SourceError, Split
 from tests.examples import examples
 from tests.memory import event
 
-FORMAT = Json(Json.Options(schema={"t": "int64", "v": "string"}))
+SCHEMA = {"t": "int64", "v": "string"}
+FORMAT = Json(Json.Options(schema=SCHEMA))
+FORMATS = [FORMAT, Csv(Csv.Options(schema=SCHEMA, header=True))]
 LIMITS = Limits(records=8, size=1 << 20, wait=0.0)
 
 
@@ -71,11 +75,11 @@ class GrownReader:
         pass
 
 
-def reads(source: Grown, times: TimeOptions | None = None, *, jointly: bool = True) -> Callable[[str], Batch]:
+def reads(source: Grown, times: TimeOptions | None = None, format_: Any = FORMAT, *, jointly: bool = True) -> Callable[[str], Batch]:
     """One call for a split."""
-    event_time = EventTime(times or TimeOptions(field="t", unit="ms"), FORMAT.schema)
+    event_time = EventTime(times or TimeOptions(field="t", unit="ms"), format_.schema)
     readers = OpenReaders(source)
-    joint = JointReads(readers, lambda raw: event_time.apply(raw, FORMAT.parse(raw)), event_time.schema, jointly=jointly)
+    joint = JointReads(readers, lambda raw: event_time.apply(raw, format_.parse(raw)), event_time.schema, jointly=jointly)
     positions = dict.fromkeys(source.payloads, 0)
 
     def call(name: str) -> Batch:
@@ -100,7 +104,7 @@ def told(batch: Batch) -> list[tuple[Any, ...]]:
 
 PAYLOADS = st.one_of(
     st.integers(0, 10**6).map(lambda t: event(t=t, v=f"wörter {t}")), st.integers(0, 9).map(lambda t: event(t=t, v="a\nb")),
-    st.sampled_from([b"{oops", None, b"!", b'{"v": "no time"}', b"", b'{"t": 1,\n"v": "x"}', event(t=2**62, v="far away")]),
+    st.sampled_from([b"{oops", None, b"!", b'{"v": "no time"}', b"", b'{"t": 1,\n"v": "x"}', event(t=2**62, v="far away"), b"t,v", b"v,t", b"5,x", b"5,x,y"]),
 )  # fmt: skip
 
 
@@ -109,11 +113,14 @@ PAYLOADS = st.one_of(
     st.dictionaries(st.sampled_from("abcd"), st.lists(PAYLOADS, max_size=25), min_size=1),
     st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 12), st.booleans()), max_size=25),
     st.sampled_from([TimeOptions(field="t", unit="ms"), TimeOptions()]),
+    st.sampled_from(FORMATS),
 )
-def test_each_split_gives_what_it_gives_alone(payloads: dict[str, list[bytes | None]], steps: list[tuple[str, int, bool]], times: TimeOptions) -> None:
+def test_each_split_gives_what_it_gives_alone(
+    payloads: dict[str, list[bytes | None]], steps: list[tuple[str, int, bool]], times: TimeOptions, format_: Any
+) -> None:
     """A step: so many payloads more are in a split, and perhaps a call is made for it. In the end all are called until they have nothing more."""
     source = Grown(payloads)
-    call, found = reads(source, times), {name: [] for name in payloads}
+    call, found = reads(source, times, format_), {name: [] for name in payloads}
 
     def one(name: str) -> bool:
         batch = call(name)
@@ -131,9 +138,9 @@ def test_each_split_gives_what_it_gives_alone(payloads: dict[str, list[bytes | N
             pass
     alone = Grown(payloads)
     alone.there = source.there
-    call_alone, expected = reads(alone, times, jointly=False), {name: [] for name in payloads}
+    call_alone, expected = reads(alone, times, format_, jointly=False), {name: [] for name in payloads}
     for name, some in payloads.items():
-        while len(expected[name]) < len(some):
+        for _ in range(0, len(some), LIMITS.records):
             expected[name] += told(call_alone(name))
     assert found == expected
     assert len(source.opened) == len(set(source.opened)), "no reader was closed over what it had read ahead"
@@ -168,6 +175,14 @@ def test_others_are_looked_into_while_there_is_room() -> None:
     assert [name for name, _ in source.asked] == ["a", "c"], "what was read ahead is not read again"
     full = call("b")
     assert (full.raw.next_position, full.more) == (8, True)
+
+
+def test_each_split_has_its_header() -> None:
+    source = Grown({name: [b"t,v", b"%d,x" % place] for place, name in enumerate("ab")})
+    call = opened(source, format_=FORMATS[1])
+    source.there = {"a": 2, "b": 2}
+    assert [(name, [entry[:2] for entry in told(call(name))]) for name in "ab"] == [("a", [(1, "event")]), ("b", [(1, "event")])]
+    assert source.asked == [("a", 8), ("b", 6)]
 
 
 def test_a_share_that_was_cut_says_that_there_is_more() -> None:
@@ -228,3 +243,14 @@ def test_bundles_are_told_apart() -> None:
     bundle(a)
     readers._free["b"].used -= 10
     assert bundle(a)
+
+
+def test_splits_that_never_meet_rest_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some runners give each a bundle of its own."""
+    monkeypatch.setattr(readers_module, "_TRIES_SECONDS", 3600.0)
+    readers = OpenReaders(Grown({name: [] for name in "ab"}))
+    rested = []
+    for name in "ab" * 8:
+        rested.append(readers.begin_bundle())
+        readers.put_back(Split(name, 0), readers.take(Split(name, 0), 0))
+    assert rested == [True] * 2 + [False] * 8 + [True] * 6

@@ -54,4 +54,4 @@ class Format(Protocol):
     schema: pa.Schema
 
     def parse(self, raw: RawBatch) -> Parsed:
-        """Never raises for what a payload holds: one bad payload never costs the good ones of its batch."""
+        """Never raises for what a payload holds: one bad payload never costs the good ones of its batch. The payloads may be of several splits, one after the other."""

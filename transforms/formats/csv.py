@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 from pydantic import Field as Described
 from pydantic import model_validator
@@ -122,10 +123,10 @@ class Csv:
         """The events of a batch and the rejects, see :class:`Csv`. A header is neither, unless its names are wrong."""
         options, rejects = self._options, Rejects()
         buf, offsets, status = prepare(raw, options.max_bytes)
-        if options.header and len(raw) and raw.positions[0] == 0 and status[0] == EVENT:
-            status[0] = SKIP
-            if problem := self._header_problem(raw.payloads[0].as_py()):
-                rejects.add(0, "malformed", problem)
+        for row in np.flatnonzero((raw.positions == 0) & (status == EVENT)).tolist() if options.header else ():  # of several splits, perhaps
+            status[row] = SKIP
+            if problem := self._header_problem(raw.payloads[row].as_py()):
+                rejects.add(row, "malformed", problem)
         out = self._columns.room(len(raw), int(offsets[-1] - offsets[0]))
         count = parse_rows(self._dialect, self._columns.plan, out, buf, offsets, status, int(raw.newline_terminated))
         return finish(raw, self._columns, self._columns.batch(out, count), status, self.parse_one, options.max_bytes, rejects)

@@ -70,7 +70,9 @@ class Reader(Protocol):
     """Reads one split, in order."""
 
     def read(self, max_records: int, max_bytes: int, timeout: float) -> RawBatch:
-        """The next records, at least one when there are any, waiting at most ``timeout`` seconds for the first. Raises SourceError."""
+        """The next records, at least one when there are any, waiting at most ``timeout`` seconds for the first; 0: what is there. Raises SourceError.
+
+        Of a source without an end it is also asked while another split is read, see joint_reads.py."""
 
     def close(self) -> None: ...
 
