@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import difflib
 import math
+import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal, cast
 
@@ -194,6 +195,36 @@ class Kafka:
         return f"the Kafka at {self._options.brokers} has no topic '{topic}'; {there}"
 
 
+class _Question:
+    """Where a partition ends, asked in a thread: behind a request for records that do not come, the broker's answer takes half a second.
+
+    Attributes:
+        position: where reading stood.
+        end: the end offset; None while there is no answer.
+        answered: when it came.
+    """
+
+    def __init__(self, ask: Callable[[], tuple[int, int] | None], position: int) -> None:
+        self.position = position
+        self.end: int | None = None
+        self.answered = -math.inf
+        self._ask = ask
+        self._thread = threading.Thread(target=self._run, name=f"end of partition at {position}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        found = self._ask()
+        if found is not None:
+            self.answered, self.end = time.monotonic(), found[1]
+
+    @property
+    def is_open(self) -> bool:
+        return self._thread.is_alive()
+
+    def wait(self) -> None:
+        self._thread.join()
+
+
 class KafkaReader:
     """Reads one partition."""
 
@@ -203,6 +234,7 @@ class KafkaReader:
         self._end = math.inf if split.end is None else split.end
         self._confirmed = (-1, -math.inf)  # a position the broker said is the end, and when
         self._asked = -math.inf  # when it was last asked
+        self._question: _Question | None = None
         self._committed = (position, time.monotonic())
         self._bytes_per_record = 0.0
         self._client = open_client(options, self._partition, position) if position < self._end else None
@@ -220,7 +252,7 @@ class KafkaReader:
             got = self._client.fetch(wanted, timeout)
         except LayoutError as error:
             log.warning("going on with the plain Kafka client: %s", error)
-            self._client.close()
+            self.close()
             self._client = PlainClient.for_partition(options.settings(), options.topic, self._partition, self._position, options.max_bytes)
             got = self._client.fetch(wanted, timeout)
         errors: list[tuple[int, str, str, bytes | None]] = []
@@ -250,23 +282,26 @@ class KafkaReader:
         )  # fmt: skip
 
     def close(self) -> None:
+        if self._question is not None:
+            self._question.wait()  # it uses the client
+            self._question = None
         if self._client is not None:
             self._client.close()
 
     def _at_end(self, *, empty: bool) -> bool:
-        """Whether the broker has said, and not long ago, that the position is the end. While nothing comes it is asked again."""
+        """Whether the broker has said, and not long ago, that the position is the end. While nothing comes it is asked again, and nobody waits for the answer."""
+        if self._question is not None and not self._question.is_open:
+            question, self._question = self._question, None
+            if question.end == question.position == self._position:
+                self._confirmed = (self._position, question.answered)
         position, when = self._confirmed
         now = time.monotonic()
         if position == self._position and now - when < CONFIRM_SECONDS:
             return True
-        if not empty or now - self._asked < CONFIRM_SECONDS or position != self._position:
-            return False
-        self._asked = now
-        found = self._watermarks(CONFIRM_SECONDS)
-        if found is None or found[1] != self._position:
-            return False
-        self._confirmed = (self._position, time.monotonic())
-        return True
+        if empty and position == self._position and self._question is None and now - self._asked >= CONFIRM_SECONDS:
+            self._asked = now
+            self._question = _Question(lambda: self._watermarks(CONFIRM_SECONDS), position)
+        return False
 
     def _watermarks(self, timeout: float) -> tuple[int, int] | None:
         """First and end offset, None when the broker does not answer."""
