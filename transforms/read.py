@@ -47,9 +47,10 @@ MAX_BATCH_BYTES = 4 * 2**20
 CALL_SECONDS = 0.2
 WAIT_SECONDS = 0.005
 PAUSE_SECONDS = 0.01
+QUIET_PAUSE_SECONDS, QUIET_SECONDS = 0.05, 1.0
 """A batch is as large as a core's caches like it (more is slower to parse). While batches are full there is more to come, and a call goes on for CALL_SECONDS: what
 a call costs besides is shared by many events. Otherwise it ends, and what it read is on its way (input that ends has no hurry); without data it waits WAIT_SECONDS in the read, then pauses
-PAUSE_SECONDS between bundles."""
+PAUSE_SECONDS between bundles, QUIET_PAUSE_SECONDS after QUIET_SECONDS in which nothing came: a job at rest looks some fifteen times a second."""
 
 NOTE_POSITIONS_SECONDS = 1.0
 _INDEXES = Indexes()
@@ -151,12 +152,14 @@ class _Read(beam.DoFn):  # type: ignore[misc]
     def setup(self) -> None:
         self._record = JobRecord(self._record_folder)
         self._readers = OpenReaders(self._connector)
+        self._came = time.monotonic()
         self._reads = JointReads(self._readers, self._parse, self._event_time.schema, jointly=not self._connector.bounded)
 
     def start_bundle(self) -> None:
         assert self._readers is not None
+        pause = PAUSE_SECONDS if time.monotonic() - self._came < QUIET_SECONDS else QUIET_PAUSE_SECONDS
         # Splits that resume at different times get bundles of their own, at the cost of one each. Without a pause they meet in the next one, and stay together.
-        self._pause = PAUSE_SECONDS if self._readers.begin_bundle() else 0.0
+        self._pause = pause if self._readers.begin_bundle() else 0.0
 
     def teardown(self) -> None:
         if self._readers is not None:
@@ -189,6 +192,7 @@ class _Read(beam.DoFn):  # type: ignore[misc]
                 reader.close()
                 return
             if len(raw) or raw.errors:
+                self._came = time.monotonic()
                 yield from self._emit(split, batch, reader, watermark, index)
             elif raw.caught_up:
                 watermark.idle(reader.idle_seconds)

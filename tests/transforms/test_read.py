@@ -81,6 +81,7 @@ class Call:
         tracker.check_done()
         deferred = tracker.deferred_status()
         self.residual: Positions | None = None if deferred is None else deferred[0]
+        self.pause = None if deferred is None else deferred[1].micros / 1e6
         self.watermark = estimator.current_watermark()
 
     @property
@@ -116,6 +117,14 @@ def test_a_call_goes_on_while_batches_are_full(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("streamgauge.transforms.read.MAX_BATCH_EVENTS", full)
     made = dofn([event(t=1000 * i, v=i) for i in range(10)], tmp_path, endless=True, step=4)
     assert Call(made, split_element(0, Split("s", 0)), Positions(0, UNBOUNDED)).positions == list(range(read))
+
+
+def test_a_split_rests_longer_where_nothing_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, element = dofn([event(t=1, v=1)], tmp_path, endless=True), split_element(0, Split("s", 0))
+    assert Call(made, element, Positions(0, UNBOUNDED)).pause == read_module.PAUSE_SECONDS
+    assert Call(made, element, Positions(1, UNBOUNDED)).pause == read_module.PAUSE_SECONDS
+    monkeypatch.setattr(read_module, "QUIET_SECONDS", 0.0)
+    assert Call(made, element, Positions(1, UNBOUNDED)).pause == read_module.QUIET_PAUSE_SECONDS
 
 
 def test_an_endless_split_defers_at_its_end_and_drains_when_asked(tmp_path: Path) -> None:
