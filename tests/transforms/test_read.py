@@ -81,7 +81,7 @@ class Call:
         tracker.check_done()
         deferred = tracker.deferred_status()
         self.residual: Positions | None = None if deferred is None else deferred[0]
-        self.pause = None if deferred is None else deferred[1].micros / 1e6
+        self.pause = None if deferred is None else round(deferred[1].micros / 1e6, -1)  # what is left of it
         self.watermark = estimator.current_watermark()
 
     @property
@@ -120,6 +120,8 @@ def test_a_call_goes_on_while_batches_are_full(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_split_rests_longer_where_nothing_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read_module, "PAUSE_SECONDS", 100.0)
+    monkeypatch.setattr(read_module, "QUIET_PAUSE_SECONDS", 200.0)
     made, element = dofn([event(t=1, v=1)], tmp_path, endless=True), split_element(0, Split("s", 0))
     assert Call(made, element, Positions(0, UNBOUNDED)).pause == read_module.PAUSE_SECONDS
     assert Call(made, element, Positions(1, UNBOUNDED)).pause == read_module.PAUSE_SECONDS
