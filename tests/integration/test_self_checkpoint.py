@@ -190,5 +190,6 @@ def test_delays_and_watermarks_keep_their_milliseconds_and_restore_goes_on(tmp_p
         wait_for(lambda: min(map(len, CALLS.values())) > 10, 60)
     for element, calls in CALLS.items():
         positions = [position for _, position in calls]
-        assert 0 < positions[0] <= reached[element]  # from the checkpoint, not from the start
+        # From the checkpoint, not from the start; it may have been taken after the last call, and then goes on behind that.
+        assert 0 < positions[0] <= reached[element] + 1
         assert positions == list(range(positions[0], positions[0] + len(positions)))
