@@ -6,12 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import pyarrow as pa
-
 from benchmarks.topic import FIELDS, TOPIC
 from benchmarks.workload import Workload
 from streamgauge.transforms.aggregate import AggregateOptions, build_metric
-from streamgauge.transforms.batch import EVENT_TIME, BatchCodec
+from streamgauge.transforms.batch import BatchCodec, event_times
 from streamgauge.transforms.event_time import EventTime, TimeOptions
 from streamgauge.transforms.formats.json import Json
 from streamgauge.transforms.partials import Partials
@@ -35,7 +33,7 @@ def measure() -> list[tuple[str, float]]:
         aggregates={"total": {"sum": "value"}, "lo": {"min": "value"}, "hi": {"max": "value"}},
     )  # fmt: skip
     partials = Partials(build_metric(options, timed.schema))
-    slices = options.window.create().slice_starts(timed.column(EVENT_TIME).cast(pa.int64()).to_numpy())
+    slices = options.window.create().slice_starts(event_times(timed))
     made = [partial for _, _, partial in partials.of_events(timed, slices)]
     codec = BatchCodec(partials.codec.schema)
     encoded = [codec.encode(partial) for partial in made]

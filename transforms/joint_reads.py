@@ -108,28 +108,30 @@ def _left(reader: OpenReader) -> Batch | None:
 def _fetched(readers: Sequence[OpenReader], limits: Limits) -> list[tuple[RawBatch, bool]]:
     """What the first reader has, and what the next ones have while there is room, each with whether there was more; if that is nothing, what then comes to the first."""
     first, *others = readers
-    found = [_fetch(first, limits.records, limits.size, 0.0 if others else limits.wait)]
-    records, size = _extent(found[0][0])
+    room = _Room(limits.records, limits.size)
+    found = [room.fetch(first, 0.0 if others else limits.wait)]
     for other in others:
-        if records >= limits.records // 2 or size >= limits.size // 2:
+        if limits.records - room.records >= limits.records // 2 or limits.size - room.size >= limits.size // 2:
             break
-        found.append(_fetch(other, limits.records - records, limits.size - size, 0.0))
-        more_records, more_size = _extent(found[-1][0])
-        records, size = records + more_records, size + more_size
+        found.append(room.fetch(other, 0.0))
     if others and not any(len(raw) or raw.errors or raw.done for raw, _ in found):
-        found[0] = _fetch(first, limits.records, limits.size, limits.wait)
+        found[0] = room.fetch(first, limits.wait)
     return found
 
 
-def _fetch(reader: OpenReader, records: int, size: int, wait: float) -> tuple[RawBatch, bool]:
-    """Bounds on bytes are kept by the mean size of a record: half of what was asked for is a full batch."""
-    raw = reader.fetch(records, size, wait)
-    found_records, found_size = _extent(raw)
-    return raw, found_records >= max(1, records // 2) or found_size >= size // 2
+class _Room:
+    """How many records, and bytes of payloads, may still be fetched to be parsed together."""
 
+    def __init__(self, records: int, size: int) -> None:
+        self.records, self.size = records, size
 
-def _extent(raw: RawBatch) -> tuple[int, int]:
-    return len(raw), raw.payloads.nbytes
+    def fetch(self, reader: OpenReader, wait: float) -> tuple[RawBatch, bool]:
+        """Bounds on bytes are kept by the mean size of a record: half of what was asked for is a full batch."""
+        raw = reader.fetch(self.records, self.size, wait)
+        records, size = len(raw), raw.payloads.nbytes
+        full = records >= max(1, self.records // 2) or size >= self.size // 2
+        self.records, self.size = self.records - records, self.size - size
+        return raw, full
 
 
 def _joined(raws: Sequence[RawBatch]) -> RawBatch:

@@ -80,4 +80,4 @@ def test_a_batch_is_not_encoded_to_learn_its_size(monkeypatch: pytest.MonkeyPatc
     """Beam counts the bytes of elements between fused steps too."""
     batch = pa.record_batch({"x": pa.array([1, 2]), "y": pa.array(["a", "b"])})
     monkeypatch.setattr(BatchCodec, "encode", None)
-    assert 0.5 < BatchCoder(batch.schema).estimate_size(batch) / batch.nbytes < 2
+    assert BatchCoder(batch.schema).estimate_size(batch) == 2 * 2 * 8
