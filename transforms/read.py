@@ -7,6 +7,7 @@ checkpoint. The position in the restriction, and nothing else, is what recovery 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from functools import lru_cache
@@ -180,8 +181,8 @@ class _Read(beam.DoFn):  # type: ignore[misc]
         reader = self._readers.take(split, start.position)
         watermark = SplitWatermark(self._connector.name, split.id, self._times, estimator, self._record)
         index = self._index(split, start.position, reader, watermark)
-        if found_later:
-            watermark.follow()
+        if found_later and watermark.current <= MIN_TIMESTAMP:
+            watermark.follow(math.inf)
         deadline = time.monotonic() + CALL_SECONDS
         while True:
             batch = self._reads.next(reader, Limits(MAX_BATCH_EVENTS, MAX_BATCH_BYTES, WAIT_SECONDS))
@@ -195,7 +196,7 @@ class _Read(beam.DoFn):  # type: ignore[misc]
                 self._came = time.monotonic()
                 yield from self._emit(split, batch, reader, watermark, index)
             elif raw.caught_up:
-                watermark.idle(reader.idle_seconds)
+                watermark.idle(reader.idle_seconds, reader.confirmed)
             index.add(raw.next_position, None)
             if done:
                 tracker.try_claim(FINISHED)

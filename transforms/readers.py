@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from typing import Any
@@ -24,6 +25,7 @@ class OpenReader:
         position: up to where batches were handed out; what was read may go further.
         ahead: a batch that was read and not handed out yet, and when; a thing of ``joint_reads.py``.
         bundle: number of the last bundle in which it was used.
+        confirmed: when the source last confirmed that there is nothing more (``time.monotonic``).
     """
 
     def __init__(self, reader: Reader, position: int) -> None:
@@ -35,6 +37,7 @@ class OpenReader:
         self.opened = time.time()
         self.used = time.monotonic()
         self.bundle = 0
+        self.confirmed = -math.inf
         self._idle_since: float | None = None
 
     def read(self, max_records: int, max_bytes: int, timeout: float) -> RawBatch:
@@ -45,12 +48,14 @@ class OpenReader:
 
     def fetch(self, max_records: int, max_bytes: int, timeout: float) -> RawBatch:
         """The next batch. It must be handed out before another one, or the reader be closed."""
+        before = time.monotonic()
         raw = self._reader.read(max_records, max_bytes, timeout)
-        if len(raw) or not raw.caught_up:
-            # An empty read does not unsay that the end was confirmed; a broken connection never said so.
-            self._idle_since = None if len(raw) else self._idle_since
-        elif self._idle_since is None:
-            self._idle_since = time.monotonic()
+        if len(raw):
+            self._idle_since = None
+        elif raw.caught_up:
+            # An empty read that says nothing does not unsay that the end was confirmed.
+            self.confirmed = before if raw.caught_up_at is None else raw.caught_up_at
+            self._idle_since = self.confirmed if self._idle_since is None else self._idle_since
         return raw
 
     def hand_out(self, raw: RawBatch) -> None:
@@ -61,7 +66,7 @@ class OpenReader:
     @property
     def idle_seconds(self) -> float:
         """How long the source has confirmed that there is nothing more."""
-        return 0.0 if self._idle_since is None else time.monotonic() - self._idle_since
+        return 0.0 if self._idle_since is None else self.confirmed - self._idle_since
 
     def close(self) -> None:
         self._reader.close()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import threading
 import time
+from bisect import bisect_right
 from typing import Any
 
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
@@ -13,6 +16,8 @@ from streamgauge.transforms.record import JobRecord
 
 _MS = MICROSECONDS["ms"]
 _LOOK_EVERY_SECONDS = 0.5
+_STEP_SECONDS = 0.02
+_KEPT_SECONDS = 30.0
 
 
 def reported(newest: int, disorder: int) -> int:
@@ -28,22 +33,39 @@ def reported(newest: int, disorder: int) -> int:
 
 
 class _Newest:
-    """The newest event time of each source, as far as this process and the job's record know."""
+    """The newest event time of each source, as far as this process and the job's record know, and what it was some seconds ago."""
 
     def __init__(self) -> None:
-        self._here: dict[tuple[str, str], int] = {}
-        self._there: dict[tuple[str, str], tuple[float, int | None]] = {}
+        self._seen: dict[tuple[str, str], list[tuple[float, int]]] = {}
+        self._looked: dict[tuple[str, str], float] = {}
+        self._lock = threading.Lock()
 
     def see(self, key: tuple[str, str], newest: int) -> None:
-        self._here[key] = max(newest, self._here.get(key, newest))
+        now = time.monotonic()
+        with self._lock:
+            seen = self._seen.setdefault(key, [])
+            if seen and newest <= seen[-1][1]:
+                return
+            if len(seen) > 1 and now - seen[-2][0] < _STEP_SECONDS:
+                seen.pop()
+            seen.append((now, newest))
+            del seen[: max(bisect_right(seen, now - _KEPT_SECONDS, key=_when) - 1, 0)]
 
-    def get(self, key: tuple[str, str], record: JobRecord) -> int | None:
-        looked, there = self._there.get(key, (float("-inf"), None))
-        if time.monotonic() - looked > _LOOK_EVERY_SECONDS:
+    def at(self, moment: float, key: tuple[str, str], record: JobRecord) -> int | None:
+        """The newest event time at a moment of ``time.monotonic``, or less; None when nothing is known."""
+        if time.monotonic() - self._looked.get(key, -math.inf) > _LOOK_EVERY_SECONDS:
+            self._looked[key] = time.monotonic()
             known = [values["newest"] for values in record.all("splits") if values["source"] == key[1] and values["newest"] is not None]
-            there = max(known, default=None)
-            self._there[key] = (time.monotonic(), there)
-        return max((value for value in (self._here.get(key), there) if value is not None), default=None)
+            if known:
+                self.see(key, max(known))
+        with self._lock:
+            seen = self._seen.get(key, [])
+            place = bisect_right(seen, moment, key=_when)
+            return seen[place - 1][1] if place else None
+
+
+def _when(seen: tuple[float, int]) -> float:
+    return seen[0]
 
 
 _NEWEST = _Newest()
@@ -74,14 +96,18 @@ class SplitWatermark:
         _NEWEST.see(self._key, newest)
         self._set(reported(newest, self._options.disorder))
 
-    def idle(self, seconds: float) -> None:
-        """The source has confirmed for so long that there is nothing more."""
+    def idle(self, seconds: float, confirmed: float) -> None:
+        """The source has confirmed for so long that there is nothing more, the last time at ``confirmed`` (``time.monotonic``)."""
         if seconds * MICROSECONDS["s"] >= self._options.idle:
-            self.follow()
+            self.follow(confirmed)
 
-    def follow(self) -> None:
-        """Go where the newest event of the whole source is, never where the wall clock is: a replay of old events must not become late."""
-        newest = _NEWEST.get(self._key, self._record)
+    def follow(self, confirmed: float) -> None:
+        """Go where the newest event of the whole source was when there was nothing more here.
+
+        What came since then may come to all splits at once, and those read first are no measure for the others. Nor is the wall clock: a replay of old
+        events must not become late.
+        """
+        newest = _NEWEST.at(confirmed, self._key, self._record)
         if newest is not None:
             self._set(reported(newest, self._options.disorder))
 

@@ -6,7 +6,7 @@ import json
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -167,9 +167,11 @@ def times(phases: Sequence[Phase]) -> list[int]:
 
 def produce(brokers: str, phase: Phase) -> None:
     producer = confluent_kafka.Producer({"bootstrap.servers": brokers, "enable.idempotence": True, "log_level": 0, "queue.buffering.max.messages": 1_000_000})
-    for partition, lines in enumerate(phase):
-        for line in lines:
-            producer.produce(TOPIC, line.data, partition=partition)
+    # All partitions at one pace: one that got its lines after the others, by more than the idle time, would be idle, and they late.
+    for lines in zip_longest(*phase):
+        for partition, line in enumerate(lines):
+            if line is not None:
+                producer.produce(TOPIC, line.data, partition=partition)
     assert producer.flush(60) == 0
 
 
@@ -191,7 +193,7 @@ def test_kafka_with_an_empty_and_a_pausing_partition_into_questdb(flights: Fligh
     with KafkaServer(tmp_path / "kafka") as kafka, QuestDbServer(tmp_path / "questdb") as store:
         admin = admin_module.AdminClient({"bootstrap.servers": kafka.brokers, "log_level": 0})
         admin.create_topics([admin_module.NewTopic(TOPIC, PARTITIONS, 1)])[TOPIC].result(60)
-        values = {"brokers": kafka.brokers, "questdb": store.url, "topic": TOPIC, "idle": "1s", "out": "out"}
+        values = {"brokers": kafka.brokers, "questdb": store.url, "topic": TOPIC, "idle": "2s", "out": "out"}
         arguments = (JOBS / "flights-kafka.yaml", *(part for name, value in values.items() for part in ("--set", f"{name}={value}")))
         with Command(tmp_path, "run", *arguments, "--set", "topic=flight") as wrong:
             assert wrong.wait() == 1

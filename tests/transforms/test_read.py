@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +18,7 @@ from apache_beam.transforms.window import TimestampedValue
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamgauge.transforms import ReadEvents
+from streamgauge.transforms import ReadEvents, joint_reads
 from streamgauge.transforms import read as read_module
 from streamgauge.transforms.batch import EVENT_TIME, POSITION, SPLIT
 from streamgauge.transforms.position_index import Indexes
@@ -117,6 +118,34 @@ def test_a_call_goes_on_while_batches_are_full(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("streamgauge.transforms.read.MAX_BATCH_EVENTS", full)
     made = dofn([event(t=1000 * i, v=i) for i in range(10)], tmp_path, endless=True, step=4)
     assert Call(made, split_element(0, Split("s", 0)), Positions(0, UNBOUNDED)).positions == list(range(read))
+
+
+def test_an_idle_split_follows_only_what_was_read_before_its_end_was_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a day's events are written to partitions at rest: the first one that is read must not carry the watermark of the others away."""
+    monkeypatch.setattr(joint_reads, "FRESH_SECONDS", 100.0)
+    choice = memory({"a": [event(t=1_000, v=0), event(t=1_000, v=1), event(t=500_000, v=2)], "b": [event(t=1_000, v=0)]}, endless=True, step=1)
+    made = _Read(ReadEvents(**{"from": choice, **OPTIONS, "time": {**OPTIONS["time"], "idle": "0s"}}), str(tmp_path))
+    made.setup()
+    a, b = (split_element(number, Split(name, 0)) for number, name in enumerate("ab"))
+    first, quiet = Call(made, a, Positions(0, UNBOUNDED)), Call(made, b, Positions(0, UNBOUNDED))
+    second = Call(made, a, Positions(1, UNBOUNDED), first.watermark)  # read when ``b`` was
+    jumped = Call(made, a, Positions(2, UNBOUNDED), second.watermark)
+    assert jumped.watermark.micros == (500_000 - 1_000 - 1) * 1000
+    behind = Call(made, b, Positions(1, UNBOUNDED), quiet.watermark)
+    assert behind.watermark == quiet.watermark, "its end was seen in the same go as the events of the other"
+    monkeypatch.setattr(joint_reads, "FRESH_SECONDS", 0.0)
+    assert Call(made, b, Positions(1, UNBOUNDED), behind.watermark).watermark == jumped.watermark
+
+
+def test_a_split_found_later_begins_where_the_others_are_and_goes_its_own_way(tmp_path: Path) -> None:
+    JobRecord(tmp_path).put("splits", "memory/other", {"source": "memory", "newest": 100_000_000}, now=True)
+    made = dofn([event(t=99_500, v=0)], tmp_path, endless=True)
+    element = split_element(0, Split("s", 0), found_later=True)
+    (batch,) = (first := Call(made, element, Positions(0, UNBOUNDED))).outputs
+    assert batch.timestamp.micros == first.watermark.micros == (100_000 - 1_000 - 1) * 1000
+    JobRecord(tmp_path).put("splits", "memory/other", {"source": "memory", "newest": 900_000_000}, now=True)
+    time.sleep(0.6)
+    assert Call(made, element, Positions(1, UNBOUNDED), first.watermark).watermark == first.watermark, "what comes yet is not late"
 
 
 def test_a_split_rests_longer_where_nothing_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,8 @@ class RawBatch:
         timestamps: int64 array, the broker's time stamp of each record in microseconds since the epoch (-1: it has none); None where the
             source has none.
         next_position: where reading continues after this batch (>= last position + 1; gaps are allowed, an empty batch may advance too).
-        caught_up: the source confirmed that ``next_position`` is its present end. False when not known (a broken connection).
+        caught_up: the source confirmed that ``next_position`` is its end. False when not known (a broken connection).
+        caught_up_at: when it was still so, ``time.monotonic()``; None: when this read began.
         done: nothing will ever follow: the split's end was reached.
         newline_terminated: see payloads; dead letters drop the added newline.
         errors: records that the connector itself could not deliver (too large, undecompressable): parallel to nothing, each a
@@ -54,6 +55,7 @@ class RawBatch:
     next_position: int
     timestamps: npt.NDArray[np.int64] | None = None
     caught_up: bool = False
+    caught_up_at: float | None = None
     done: bool = False
     newline_terminated: bool = False
     errors: tuple[tuple[int, str, str, bytes | None], ...] = ()

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import difflib
 import math
-import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal, cast
 
@@ -21,12 +20,10 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from streamgauge.transforms.config import Config, user_error
 from streamgauge.transforms.sources.base import RawBatch, SourceError, Split
 from streamgauge.transforms.sources.kafka_client import Client, Failure, LayoutError, PlainClient, binary_array, codes, log, reason, require
+from streamgauge.transforms.sources.kafka_ends import ASK_EVERY_SECONDS, EndOffsets, end_offsets
 
 START_SECONDS = 30.0
 """How long a broker may take to answer when the job starts."""
-
-CONFIRM_SECONDS = 1.0
-"""How long a broker's word that a position is the end holds while nothing comes."""
 
 RESERVED = {
     "bootstrap.servers": "brokers", "group.id": "group", "auto.offset.reset": "start and on_data_loss", "enable.auto.commit": "group",
@@ -195,36 +192,6 @@ class Kafka:
         return f"the Kafka at {self._options.brokers} has no topic '{topic}'; {there}"
 
 
-class _Question:
-    """Where a partition ends, asked in a thread: behind a request for records that do not come, the broker's answer takes half a second.
-
-    Attributes:
-        position: where reading stood.
-        end: the end offset; None while there is no answer.
-        answered: when it came.
-    """
-
-    def __init__(self, ask: Callable[[], tuple[int, int] | None], position: int) -> None:
-        self.position = position
-        self.end: int | None = None
-        self.answered = -math.inf
-        self._ask = ask
-        self._thread = threading.Thread(target=self._run, name=f"end of partition at {position}", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        found = self._ask()
-        if found is not None:
-            self.answered, self.end = time.monotonic(), found[1]
-
-    @property
-    def is_open(self) -> bool:
-        return self._thread.is_alive()
-
-    def wait(self) -> None:
-        self._thread.join()
-
-
 class KafkaReader:
     """Reads one partition."""
 
@@ -233,8 +200,8 @@ class KafkaReader:
         self._partition = int(split.id.rpartition("-")[2])
         self._end = math.inf if split.end is None else split.end
         self._confirmed = (-1, -math.inf)  # a position the broker said is the end, and when
-        self._asked = -math.inf  # when it was last asked
-        self._question: _Question | None = None
+        self._drained = time.monotonic()  # when all that had come by then was fetched
+        self._ends: EndOffsets | None = None
         self._committed = (position, time.monotonic())
         self._bytes_per_record = 0.0
         self._client = open_client(options, self._partition, position) if position < self._end else None
@@ -248,6 +215,7 @@ class KafkaReader:
             return RawBatch(binary_array(NO_BYTES, NO_OFFSETS, None), NO_POSITIONS, self._position, NO_POSITIONS, caught_up=True, done=True)
         options = self._options
         wanted = max_records if not self._bytes_per_record else max(1, min(max_records, int(max_bytes / self._bytes_per_record)))
+        before = time.monotonic()
         try:
             got = self._client.fetch(wanted, timeout)
         except LayoutError as error:
@@ -270,46 +238,34 @@ class KafkaReader:
         if got.end is not None:
             # The end lies behind transaction markers and compacted records, which are never delivered.
             self._position = max(self._position, got.end)
-            self._confirmed = (self._position, time.monotonic())
+            self._confirmed = (self._position, self._drained)
+        if got.taken < wanted:
+            self._drained = before
         if got.beyond(self._end):
             self._position = max(self._position, int(self._end))
         done = self._position >= self._end
         self._commit(idle=not len(got.positions))
+        ended = self._confirmed_end(empty=not len(got.positions))
         return RawBatch(
             binary_array(got.data, got.offsets, got.valid), got.positions, int(min(self._position, self._end)), got.timestamps,
-            caught_up=done or self._at_end(empty=not len(got.positions)), done=done, newline_terminated=got.newline_terminated,
+            caught_up=done or ended is not None, caught_up_at=ended, done=done, newline_terminated=got.newline_terminated,
             errors=tuple(e for e in errors if e[0] < self._end),
         )  # fmt: skip
 
     def close(self) -> None:
-        if self._question is not None:
-            self._question.wait()  # it uses the client
-            self._question = None
         if self._client is not None:
             self._client.close()
 
-    def _at_end(self, *, empty: bool) -> bool:
-        """Whether the broker has said, and not long ago, that the position is the end. While nothing comes it is asked again, and nobody waits for the answer."""
-        if self._question is not None and not self._question.is_open:
-            question, self._question = self._question, None
-            if question.end == question.position == self._position:
-                self._confirmed = (self._position, question.answered)
+    def _confirmed_end(self, *, empty: bool) -> float | None:
+        """When the broker last said that the position is the end, None when it has not. While nothing comes it is asked again and again."""
         position, when = self._confirmed
-        now = time.monotonic()
-        if position == self._position and now - when < CONFIRM_SECONDS:
-            return True
-        if empty and position == self._position and self._question is None and now - self._asked >= CONFIRM_SECONDS:
-            self._asked = now
-            self._question = _Question(lambda: self._watermarks(CONFIRM_SECONDS), position)
-        return False
-
-    def _watermarks(self, timeout: float) -> tuple[int, int] | None:
-        """First and end offset, None when the broker does not answer."""
-        assert self._client is not None
-        try:
-            return self._client.watermarks(self._options.topic, self._partition, timeout)
-        except require().KafkaException:
-            return None
+        when = when if position == self._position else -math.inf
+        if empty and time.monotonic() - when >= ASK_EVERY_SECONDS:
+            self._ends = self._ends or end_offsets(self._options)
+            end, asked = self._ends.of(self._partition)
+            if end == self._position and asked > when:
+                self._confirmed, when = (end, asked), asked
+        return when if when > -math.inf else None
 
     def _handle(self, failure: Failure, errors: list[tuple[int, str, str, bytes | None]]) -> None:
         kind = codes().get(failure.code, "passing")
@@ -325,8 +281,10 @@ class KafkaReader:
     def _lost(self, errors: list[tuple[int, str, str, bytes | None]]) -> None:
         """The broker does not have the position: its records were deleted, or the topic is another one."""
         assert self._client is not None
-        found = self._watermarks(START_SECONDS)
-        low, high = found or (self._position, self._position)
+        try:
+            low, high = self._client.watermarks(self._options.topic, self._partition, START_SECONDS)
+        except require().KafkaException:
+            low = high = self._position
         if self._position > high:
             raise SourceError(
                 f"partition {self._split.id} ends at offset {high}, but reading goes on at {self._position}: "

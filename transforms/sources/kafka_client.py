@@ -45,6 +45,7 @@ class Fetched:
         end: the end of the partition, when the broker said that it was reached after these records.
         oversized: offset, size and head of each payload over the limit.
         last: the largest offset of anything delivered, -1 without one.
+        taken: messages that were taken, of whatever kind; fewer than was asked for: there were no more.
     """
 
     data: npt.NDArray[np.uint8]
@@ -57,6 +58,7 @@ class Fetched:
     oversized: list[tuple[int, int, bytes]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     last: int = -1
+    taken: int = 0
 
     def trim(self, count: int) -> None:
         """Keeps the first ``count`` records."""
@@ -190,7 +192,7 @@ class PlainClient:
         stamps = np.fromiter((message.timestamp()[1] for message in records), np.int64, len(records))
         return Fetched(
             *_joined(values), np.fromiter((message.offset() for message in records), np.int64, len(records)),
-            np.where(stamps >= 0, stamps * 1000, -1), _one_line_each(values), end, oversized, failures, last,
+            np.where(stamps >= 0, stamps * 1000, -1), _one_line_each(values), end, oversized, failures, last, len(messages),
         )  # fmt: skip
 
     def close(self) -> None:

@@ -259,7 +259,7 @@ class NativeClient:
         data, offsets, valid, positions, timestamps, lines = self._kernels.copy(pointers, kinds, *self._functions)
         if not lines:
             data, offsets = _without_newlines(data, offsets, valid)
-        return Fetched(data, offsets, None if valid.all() else valid, positions, timestamps, lines, end, oversized, failures, largest)
+        return Fetched(data, offsets, None if valid.all() else valid, positions, timestamps, lines, end, oversized, failures, largest, len(pointers))
 
     def close(self) -> None:
         if self._queue:
