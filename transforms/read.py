@@ -31,6 +31,7 @@ from streamgauge.transforms.formats import FORMATS
 from streamgauge.transforms.formats.base import Format, Parsed
 from streamgauge.transforms.joint_reads import Batch, JointReads, Limits
 from streamgauge.transforms.options import StreamgaugeOptions
+from streamgauge.transforms.pace import PACE
 from streamgauge.transforms.position_index import Indexes, PositionIndex
 from streamgauge.transforms.readers import OpenReader, OpenReaders
 from streamgauge.transforms.record import JobRecord
@@ -52,6 +53,9 @@ QUIET_PAUSE_SECONDS, QUIET_SECONDS = 0.05, 1.0
 """A batch is as large as a core's caches like it (more is slower to parse). While batches are full there is more to come, and a call goes on for CALL_SECONDS: what
 a call costs besides is shared by many events. Otherwise it ends, and what it read is on its way (input that ends has no hurry); without data it waits WAIT_SECONDS in the read, then pauses
 PAUSE_SECONDS between bundles, QUIET_PAUSE_SECONDS after QUIET_SECONDS in which nothing came: a job at rest looks some fifteen times a second."""
+
+PACE_SECONDS = 0.1
+"""How long a bundle waits for one that merges, unless there was more to read than the last one took. As long may the barrier of a checkpoint have to wait."""
 
 NOTE_POSITIONS_SECONDS = 1.0
 _INDEXES = Indexes()
@@ -154,10 +158,14 @@ class _Read(beam.DoFn):  # type: ignore[misc]
         self._record = JobRecord(self._record_folder)
         self._readers = OpenReaders(self._connector)
         self._came = time.monotonic()
+        self._behind = False
         self._reads = JointReads(self._readers, self._parse, self._event_time.schema, jointly=not self._connector.bounded)
 
     def start_bundle(self) -> None:
         assert self._readers is not None
+        if not self._behind and not self._connector.bounded:
+            PACE.wait(PACE_SECONDS)
+        self._behind = False
         pause = PAUSE_SECONDS if time.monotonic() - self._came < QUIET_SECONDS else QUIET_PAUSE_SECONDS
         # Splits that resume at different times get bundles of their own, at the cost of one each. Without a pause they meet in the next one, and stay together.
         self._pause = pause if self._readers.begin_bundle() else 0.0
@@ -206,6 +214,7 @@ class _Read(beam.DoFn):  # type: ignore[misc]
             more = len(raw) > 0 if self._connector.bounded else batch.more
             if not more or time.monotonic() >= deadline:
                 break
+        self._behind = self._behind or more
         self._note(split, raw.next_position, reader, watermark, index)
         _INDEXES.put_back((str(self._record_folder), self._record_name(split)), index)
         self._readers.put_back(split, reader)

@@ -9,6 +9,9 @@ from typing import Any
 
 from apache_beam.runners.worker import statesampler
 from apache_beam.runners.worker.bundle_processor import BundleProcessor
+from apache_beam.runners.worker.operations import SdfProcessSizedElements
+
+from streamgauge.transforms.pace import PACE
 
 SWITCH_SECONDS = 0.0005
 """How long a thread that computes keeps others of Python waiting: a bundle goes through several (connections, worker, state), and Python's
@@ -23,11 +26,14 @@ def quick_bundles() -> None:
     - It reports some dozen metrics of each bundle, times and sizes of every step, which the JVM adds up: a millisecond on each side. Ours are those that
       the steps count themselves (events_read, rows_written, ...).
     - A full collection of garbage walks through all that was ever imported, a tenth of a second in which nothing else runs.
+
+    It also tells of bundles that do not read: see pace.py.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
     statesampler.StateSampler.start = _start
     statesampler.StateSampler.stop = _stop
     BundleProcessor.monitoring_infos = _own_counters
+    BundleProcessor.process_bundle = _process_bundle
     gc.collect()
     gc.freeze()
 
@@ -41,6 +47,16 @@ def _start(self: statesampler.StateSampler) -> None:
 def _stop(self: statesampler.StateSampler) -> None:
     statesampler.set_current_tracker(None)
     self.finished = True
+
+
+_PROCESS_BUNDLE = BundleProcessor.process_bundle
+
+
+def _process_bundle(self: BundleProcessor, *arguments: Any) -> Any:
+    if any(isinstance(step, SdfProcessSizedElements) for step in self.ops.values()):
+        return _PROCESS_BUNDLE(self, *arguments)
+    with PACE.bundle():
+        return _PROCESS_BUNDLE(self, *arguments)
 
 
 def _own_counters(self: BundleProcessor) -> list[Any]:
