@@ -55,7 +55,7 @@ a call costs besides is shared by many events. Otherwise it ends, and what it re
 PAUSE_SECONDS between bundles, QUIET_PAUSE_SECONDS after QUIET_SECONDS in which nothing came: a job at rest looks some fifteen times a second."""
 
 PACE_SECONDS = 0.1
-"""How long a bundle waits for one that merges, unless there was more to read than the last one took. As long may the barrier of a checkpoint have to wait."""
+"""How long a bundle waits for one that merges, unless the last one took many events (half a batch, of all splits) or there were more. As long may the barrier of a checkpoint have to wait."""
 
 NOTE_POSITIONS_SECONDS = 1.0
 _INDEXES = Indexes()
@@ -158,14 +158,14 @@ class _Read(beam.DoFn):  # type: ignore[misc]
         self._record = JobRecord(self._record_folder)
         self._readers = OpenReaders(self._connector)
         self._came = time.monotonic()
-        self._behind = False
+        self._behind, self._taken = False, 0
         self._reads = JointReads(self._readers, self._parse, self._event_time.schema, jointly=not self._connector.bounded)
 
     def start_bundle(self) -> None:
         assert self._readers is not None
         if not self._behind and not self._connector.bounded:
             PACE.wait(PACE_SECONDS)
-        self._behind = False
+        self._behind, self._taken = False, 0
         pause = PAUSE_SECONDS if time.monotonic() - self._came < QUIET_SECONDS else QUIET_PAUSE_SECONDS
         # Splits that resume at different times get bundles of their own, at the cost of one each. Without a pause they meet in the next one, and stay together.
         self._pause = pause if self._readers.begin_bundle() else 0.0
@@ -200,6 +200,7 @@ class _Read(beam.DoFn):  # type: ignore[misc]
             if not tracker.try_claim(raw.next_position):
                 reader.close()
                 return
+            self._taken += len(raw)
             if len(raw) or raw.errors:
                 self._came = time.monotonic()
                 yield from self._emit(split, batch, reader, watermark, index)
@@ -214,7 +215,7 @@ class _Read(beam.DoFn):  # type: ignore[misc]
             more = len(raw) > 0 if self._connector.bounded else batch.more
             if not more or time.monotonic() >= deadline:
                 break
-        self._behind = self._behind or more
+        self._behind = self._behind or more or 2 * self._taken >= MAX_BATCH_EVENTS
         self._note(split, raw.next_position, reader, watermark, index)
         _INDEXES.put_back((str(self._record_folder), self._record_name(split)), index)
         self._readers.put_back(split, reader)
