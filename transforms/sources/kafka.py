@@ -41,6 +41,8 @@ TUNED = {
     "fetch.queue.backoff.ms": 10,
     "max.partition.fetch.bytes": 8 << 20,
     "reconnect.backoff.max.ms": 1_000,
+    # Who leads a partition is asked again where it was not known when a broker came back; librdkafka's five minutes are long.
+    "topic.metadata.refresh.interval.ms": 10_000,
     "socket.keepalive.enable": True,
     "isolation.level": "read_committed",
     "client.id": "streamgauge",
