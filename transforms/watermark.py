@@ -18,6 +18,7 @@ _MS = MICROSECONDS["ms"]
 _LOOK_EVERY_SECONDS = 0.5
 _STEP_SECONDS = 0.02
 _KEPT_SECONDS = 30.0
+"""Of the past, what is kept, and in what steps: it has to reach back to where a split was last seen at its end."""
 
 
 def reported(newest: int, disorder: int) -> int:
@@ -41,8 +42,8 @@ class _Newest:
         self._lock = threading.Lock()
 
     def see(self, key: tuple[str, str], newest: int) -> None:
-        now = time.monotonic()
         with self._lock:
+            now = time.monotonic()
             seen = self._seen.setdefault(key, [])
             if seen and newest <= seen[-1][1]:
                 return
