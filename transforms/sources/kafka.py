@@ -222,7 +222,7 @@ class KafkaReader:
             got = self._client.fetch(wanted, timeout)
         except LayoutError as error:
             log.warning("going on with the plain Kafka client: %s", error)
-            self.close()
+            self._client.close()
             self._client = PlainClient.for_partition(options.settings(), options.topic, self._partition, self._position, options.max_bytes)
             got = self._client.fetch(wanted, timeout)
         errors: list[tuple[int, str, str, bytes | None]] = []
