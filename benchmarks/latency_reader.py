@@ -39,7 +39,10 @@ class Table(Protocol):
 
 
 class SqliteTable:
-    """Rows of a table have ascending row numbers, and keep theirs when they are replaced: new ones are found without an index on time."""
+    """Rows of a table have ascending row numbers, and keep theirs when they are replaced: new ones are found without an index on time.
+
+    ``+window_start`` keeps SQLite from going by the index of the table's key instead, all of it, at each look.
+    """
 
     poll = SQLITE_POLL_SECONDS
 
@@ -49,6 +52,7 @@ class SqliteTable:
         self._version: object = None
         self._newest = 0
         self._rows: dict[str, tuple[int, int]] = {}
+        self._whole: dict[str, tuple[tuple[int, int], int]] = {}
 
     def look(self) -> tuple[list[tuple[str, int]], dict[int, int]] | None:
         version = self._connection.execute("PRAGMA data_version").fetchone()[0]
@@ -61,23 +65,30 @@ class SqliteTable:
             (highest,) = execute(f"SELECT max(rowid) FROM {self._table}").fetchone()
             highest = highest or 0
             probes = execute(f"SELECT host, newest FROM {self._table} WHERE rowid > ? AND series = ?", (self._newest, PROBE)).fetchall()
-            ranges = execute(f"SELECT window_start, min(rowid), max(rowid) FROM {self._table} WHERE rowid > ? GROUP BY window_start", (self._newest,))
+            ranges = execute(f"SELECT window_start, min(rowid), max(rowid) FROM {self._table} WHERE rowid > ? GROUP BY +window_start", (self._newest,))
             for start, low, high in ranges.fetchall():
                 first, last = self._rows.get(start, (low, high))
                 self._rows[start] = (min(first, low), max(last, high))
             self._newest = highest
-            return probes, {_micros(start): self._final(start, *rows) for start, rows in self._open().items()}
+            return probes, {_micros(start): self._final(start, rows) for start, rows in self._open().items()}
         finally:
             execute("COMMIT")
 
     def _open(self) -> dict[str, tuple[int, int]]:
         oldest = datetime.fromtimestamp(time.time() - OPEN_SECONDS, timezone.utc).isoformat()
         self._rows = {start: rows for start, rows in self._rows.items() if start >= oldest[:26]}
+        self._whole = {start: whole for start, whole in self._whole.items() if start in self._rows}
         return self._rows
 
-    def _final(self, start: str, low: int, high: int) -> int:
-        query = f"SELECT count(*) FROM {self._table} WHERE rowid BETWEEN ? AND ? AND window_start = ? AND final"
-        return int(self._connection.execute(query, (low, high, start)).fetchone()[0])
+    def _final(self, start: str, rows: tuple[int, int]) -> int:
+        """A window whose rows are all final is counted once: only a further row could change that, and would be outside of its range."""
+        if start in self._whole and self._whole[start][0] == rows:
+            return self._whole[start][1]
+        query = f"SELECT count(*), sum(final) FROM {self._table} WHERE rowid BETWEEN ? AND ? AND +window_start = ?"
+        count, final = self._connection.execute(query, (*rows, start)).fetchone()
+        if final == count:
+            self._whole[start] = (rows, final)
+        return int(final)
 
 
 class QuestDbTable:
