@@ -42,7 +42,7 @@ class Table(Protocol):
 class SqliteTable:
     """Rows of a table have ascending row numbers, and keep theirs when they are replaced: new ones are found without an index on time.
 
-    ``+window_start`` keeps SQLite from going by the index of the table's key instead, all of it, at each look.
+    ``+`` before a column keeps SQLite from going by an index of the key instead, all of it, at each look.
     """
 
     poll = SQLITE_POLL_SECONDS
@@ -65,7 +65,7 @@ class SqliteTable:
         try:
             (highest,) = execute(f"SELECT max(rowid) FROM {self._table}").fetchone()
             highest = highest or 0
-            probes = execute(f"SELECT host, newest FROM {self._table} WHERE rowid > ? AND series = ?", (self._newest, PROBE)).fetchall()
+            probes = execute(f"SELECT host, newest FROM {self._table} WHERE rowid > ? AND +series = ?", (self._newest, PROBE)).fetchall()
             ranges = execute(f"SELECT window_start, min(rowid), max(rowid) FROM {self._table} WHERE rowid > ? GROUP BY +window_start", (self._newest,))
             for start, low, high in ranges.fetchall():
                 first, last = self._rows.get(start, (low, high))
@@ -93,7 +93,7 @@ class SqliteTable:
 
 
 class QuestDbTable:
-    """Asks the view that users read, over HTTP, whenever QuestDB has applied another transaction: the view takes many times what that question does."""
+    """Asks the view that users read, over HTTP. It would be cheaper to ask ``wal_tables()`` first, but that tells of a transaction up to half a second after its rows can be read."""
 
     poll = QUESTDB_POLL_SECONDS
 
@@ -103,23 +103,28 @@ class QuestDbTable:
         self._table = table
         self._looks = 0
         self._newest = time.time_ns() // 1000
-        self._applied: list[list[Any]] | None = None
+        self._open_since = 0
 
     def look(self) -> tuple[list[tuple[str, int]], dict[int, int]] | None:
-        applied = self._ask("SELECT name, writerTxn FROM wal_tables()")
-        if applied == self._applied:
-            return None
-        self._applied = applied
         self._looks += 1
-        seconds = _EVERYTHING_SECONDS if self._looks % _EVERYTHING_EACH == 0 else _RECENT_SECONDS
+        everything = self._looks % _EVERYTHING_EACH == 0
+        seconds = _EVERYTHING_SECONDS if everything else _RECENT_SECONDS
         newest = self._newest - int(seconds * 1e6)
         since = _iso(newest / 1e6 - 1)
         rows = self._ask(f"SELECT host, newest FROM {self._table} WHERE series = '{PROBE}' AND window_start >= '{since}' AND newest > {newest}")
         probes = [(host, int(stamp)) for host, stamp in rows]
         self._newest = max(self._newest, *(stamp for _, stamp in probes), 0)
-        since = _iso(time.time() - OPEN_SECONDS)
-        counts = self._ask(f"SELECT window_start, count() FROM {self._table} WHERE window_start >= '{since}' AND final GROUP BY window_start")
-        return probes, {_micros(start): int(count) for start, count in counts}
+        return probes, self._finals(everything)
+
+    def _finals(self, everything: bool) -> dict[int, int]:
+        """Windows whose rows are all final are not asked for at each look."""
+        oldest = round((time.time() - OPEN_SECONDS) * 1e6)
+        since = oldest if everything else max(oldest, self._open_since)
+        condition = f"window_start >= '{_iso(since / 1e6)}'"
+        found = self._ask(f"SELECT window_start, count(), sum(CASE WHEN final THEN 1 ELSE 0 END) FROM {self._table} WHERE {condition} GROUP BY window_start")
+        counts = {_micros(start): (int(rows), int(final)) for start, rows, final in found}
+        self._open_since = min((start for start, (rows, final) in counts.items() if final < rows), default=max(counts, default=since))
+        return {start: final for start, (_, final) in counts.items()}
 
     def _ask(self, query: str) -> list[list[Any]]:
         self._connection.request("GET", f"/exec?query={quote(query)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections import defaultdict
 from datetime import datetime, timezone
@@ -120,6 +121,34 @@ def test_the_reader_sees_probes_once_and_final_rows_as_they_come(tmp_path: Path)
     assert look(300)
     assert seen.probes == [(start + 5, 100), (start + 7, 200)]
     assert seen.finals == [(start, 200, 1), (start, 300, 2)]
+
+
+def test_the_reader_looks_at_new_rows_only_however_many_there_are(tmp_path: Path) -> None:
+    path = str(tmp_path / "results.db")
+    store, start = SqliteStore(path, "latency"), int(time.time()) * S
+    store.write([(start, "m", "h", 1.0, 1.0, 1.0, start, 1, False)])
+    asked: list[str] = []
+
+    def connect(*arguments: object, **keywords: object) -> sqlite3.Connection:
+        connection = sqlite3.connect(*arguments, **keywords)  # type: ignore[call-overload]
+        connection.set_trace_callback(asked.append)
+        return connection
+
+    assert SqliteTable(path, "latency", connect).look() is not None
+    plans = [row[-1] for query in asked if query.startswith("SELECT") for row in sqlite3.connect(path).execute(f"EXPLAIN QUERY PLAN {query}")]
+    assert plans and not [plan for plan in plans if plan.startswith("SCAN") or "USING INDEX" in plan or "COVERING" in plan]
+
+
+def test_the_reader_counts_final_rows_that_come_seconds_late(tmp_path: Path) -> None:
+    path = str(tmp_path / "results.db")
+    store, start = SqliteStore(path, "latency"), (int(time.time()) - 8) * S
+    table, seen = SqliteTable(path, "latency"), Seen()
+    for now, final in (100, False), (200, True):
+        store.write([(start, "m", "h", 1.0, 1.0, 1.0, start, 1, final)])
+        found = table.look()
+        assert found is not None
+        seen.note(*found, now)
+    assert seen.finals == [(start, 200, 1)]
 
 
 def test_time_is_attributed_step_by_step(tmp_path: Path) -> None:
