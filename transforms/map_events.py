@@ -6,7 +6,6 @@ of its list fails, none goes on, so that what is stored as rejected can be sent 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -210,7 +209,7 @@ class _MapDoFn(beam.DoFn):  # type: ignore[misc]
         self._write(now=bool(rejected))
 
     def _write(self, *, now: bool) -> None:
-        self._record.put("maps", f"{self._step}-{os.getpid()}-{id(self)}", {"step": self._step, **self._counts}, now=now)
+        self._record.put("maps", f"{self._step}-{self._record.writer}", {"step": self._step, **self._counts}, now=now)
 
 
 def letters(events: pa.RecordBatch, failed: dict[int, RowFailed], step: str) -> pa.RecordBatch:

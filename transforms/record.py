@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,16 @@ DEAD_LETTERS = "dead_letters"
 
 
 class JobRecord:
-    """Reads and writes the record of one job; ``folder`` None keeps nothing."""
+    """Reads and writes the record of one job; ``folder`` None keeps nothing.
+
+    Attributes:
+        writer: for names of what is counted here and nowhere else. Neither a process number nor an address in memory will do: both are given again, and what
+            the one before had counted would be overwritten.
+    """
 
     def __init__(self, folder: str | os.PathLike[str] | None) -> None:
         self.folder = None if folder is None else Path(folder)
+        self.writer = uuid.uuid4().hex
         self._written: dict[tuple[str, str], float] = {}
         self._paths: dict[tuple[str, str], Path] = {}
         self._drain = None if self.folder is None else str(self.folder / "drain")
