@@ -113,15 +113,15 @@ class QuestDbTable:
         since = _iso(newest / 1e6 - 1)
         rows = self._ask(f"SELECT host, newest FROM {self._table} WHERE series = '{PROBE}' AND window_start >= '{since}' AND newest > {newest}")
         probes = [(host, int(stamp)) for host, stamp in rows]
-        self._newest = max(self._newest, *(stamp for _, stamp in probes), 0)
+        self._newest = max([self._newest, *(stamp for _, stamp in probes)])
         return probes, self._finals(everything)
 
     def _finals(self, everything: bool) -> dict[int, int]:
         """Windows whose rows are all final are not asked for at each look."""
         oldest = round((time.time() - OPEN_SECONDS) * 1e6)
         since = oldest if everything else max(oldest, self._open_since)
-        condition = f"window_start >= '{_iso(since / 1e6)}'"
-        found = self._ask(f"SELECT window_start, count(), sum(CASE WHEN final THEN 1 ELSE 0 END) FROM {self._table} WHERE {condition} GROUP BY window_start")
+        number_final = "sum(CASE WHEN final THEN 1 ELSE 0 END)"
+        found = self._ask(f"SELECT window_start, count(), {number_final} FROM {self._table} WHERE window_start >= '{_iso(since / 1e6)}' GROUP BY window_start")
         counts = {_micros(start): (int(rows), int(final)) for start, rows, final in found}
         self._open_since = min((start for start, (rows, final) in counts.items() if final < rows), default=max(counts, default=since))
         return {start: final for start, (_, final) in counts.items()}

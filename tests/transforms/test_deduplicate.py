@@ -598,12 +598,3 @@ def test_on_flink_each_event_counts_once_whenever_the_job_is_killed(tmp_path: Pa
             assert command.wait() == 0, command.err
     assert sum(values["events"] for values in record.all("duplicates")) > 1_000
     assert stored_rows() == [(1_000, sum(range(first, first + 1_000))) for first in range(0, 24_000, 1_000)]
-
-
-def test_counts_of_writers_that_live_one_after_the_other_add_up(tmp_path: Path) -> None:
-    """Instances of a step come and go, and the next one may be where the last one was in memory."""
-    for _ in range(50):
-        record = JobRecord(tmp_path)
-        record.put("duplicates", f"id-{record.writer}", {"events": 1}, now=True)
-        del record
-    assert sum(value["events"] for value in JobRecord(tmp_path).all("duplicates")) == 50
