@@ -1,0 +1,3 @@
+import logging
+
+logging.root.addHandler(logging.NullHandler())  # Beam warns, where it is imported, about parts that are not installed

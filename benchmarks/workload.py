@@ -63,7 +63,10 @@ def preload(brokers: str, folder: Path, events: int, topic: str = TOPIC, partiti
     folder.mkdir(parents=True, exist_ok=True)
     admin = AdminClient({"bootstrap.servers": brokers})
     admin.create_topics([NewTopic(topic, partitions, 1)])[topic].result()
-    producer = Producer({"bootstrap.servers": brokers, "enable.idempotence": True, "linger.ms": 50, "batch.size": 1_000_000, "queue.buffering.max.messages": 1_000_000})
+    producer = Producer({
+        "bootstrap.servers": brokers, "enable.idempotence": True, "linger.ms": 50, "batch.size": 1_000_000, "queue.buffering.max.messages": 1_000_000,
+        "log_level": 3,  # a broker that has just begun is asked again, which is no news
+    })  # fmt: skip
     source = Generator(Generator.Options(events=events, splits=partitions, **generator))
     records = []
     for partition, split in enumerate(source.splits()):
