@@ -79,6 +79,11 @@ def all_read(folder: Path) -> bool:
     return sum(split["position"] for split in splits) == (folder / "in" / "a.ndjson").stat().st_size
 
 
+def opened(folder: Path) -> float:
+    """When the input was last opened, in seconds of the epoch: at the start, and by the workers that go on after a failure."""
+    return max((split["opened"] for split in JobRecord(folder / ".streamgauge/jobs/m/record").all("splits")), default=0.0)
+
+
 def drain(folder: Path) -> None:
     with Command(folder, "drain", "m.yaml") as command:
         assert command.wait() == 0, command.err
