@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import datetime, timezone
 from itertools import count
 from pathlib import Path
@@ -14,8 +14,10 @@ import pytest
 
 from streamgauge.pipelines.services.kafka import KafkaServer
 from streamgauge.transforms.sources import kafka as kafka_source
+from streamgauge.transforms.sources import kafka_ends
 from streamgauge.transforms.sources.base import RawBatch, SourceError, Split
 from streamgauge.transforms.sources.kafka import Kafka, KafkaOptions
+from streamgauge.transforms.sources.kafka_client import Fetched
 
 confluent_kafka = pytest.importorskip("confluent_kafka")
 admin_module = pytest.importorskip("confluent_kafka.admin")
@@ -94,6 +96,10 @@ def until(reached: Callable[[], Any]) -> Any:
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.02)
     return result
+
+
+def nothing() -> Fetched:
+    return Fetched(kafka_source.NO_BYTES, kafka_source.NO_OFFSETS, None, kafka_source.NO_POSITIONS, kafka_source.NO_POSITIONS, newline_terminated=True)
 
 
 def records(batch: RawBatch) -> list[Record]:
@@ -366,6 +372,40 @@ def test_a_broker_that_goes_away_and_comes_back(tmp_path: Path, path: str, capfd
             assert values(read_until(reader, lambda batch: len(batch) > 0)[0]) == [b"after"]
             back = time.monotonic()
             read_until(reader, lambda batch: batch.caught_up and batch.caught_up_at > back)
+
+
+def test_clients_that_bring_nothing_though_there_is_more_are_replaced(server: KafkaServer, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As librdkafka's do that lost their brokers for good (its issue 5301); two partitions, whose readers share such a client."""
+    monkeypatch.setattr(kafka_source, "SILENT_SECONDS", 1.0)
+    topic = Topic(server.brokers, partitions=2)
+    source = topic.source()
+    with ExitStack() as stack:
+        readers = [stack.enter_context(closing(source.open(split, 0))) for split in source.splits()]
+        for number, reader in enumerate(readers):
+            topic.produce(b"before", partition=number)
+            read_until(reader, lambda batch: batch.next_position == 1 and batch.caught_up)
+        for number, reader in enumerate(readers):
+            monkeypatch.setattr(reader._client, "fetch", lambda _, timeout: time.sleep(timeout) or nothing())
+            topic.produce(b"after", partition=number)
+        for reader in readers:
+            lame = reader._client
+            assert values(read_until(reader, lambda batch: len(batch) > 0)[0]) == [b"after"]
+            assert reader._client is not lame and (path == "plain" or reader._client._consumer is not lame._consumer)
+            read_until(reader, lambda batch: batch.caught_up)
+
+
+def test_a_client_that_has_no_answer_about_ends_is_replaced(server: KafkaServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka_ends, "PATIENCE_SECONDS", 1.0)
+    topic = Topic(server.brokers)
+    topic.produce(b"a")
+    ends = kafka_ends.EndOffsets(topic.source()._options)
+    until(lambda: ends.of(0)[0] == 1)
+    lame = ends._client
+    nobody = admin_module.AdminClient({"bootstrap.servers": "127.0.0.1:1", "log_level": 0})
+    monkeypatch.setattr(ends, "_client", nobody)
+    topic.produce(b"b")
+    until(lambda: ends.of(0)[0] == 2)
+    assert ends._client not in (lame, nobody)
 
 
 def test_positions_are_committed_for_lag_monitors_only(server: KafkaServer, path: str) -> None:

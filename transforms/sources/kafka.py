@@ -25,6 +25,10 @@ from streamgauge.transforms.sources.kafka_ends import ASK_EVERY_SECONDS, EndOffs
 START_SECONDS = 30.0
 """How long a broker may take to answer when the job starts."""
 
+SILENT_SECONDS, LONGEST_SILENCE_SECONDS = 10.0, 160.0
+"""A client that brings nothing for so long, though its partition has more, is replaced: one of librdkafka's may lose its brokers for good
+(docs/pain-points.md). Twice as long each time, since on a slow network one request may take its time."""
+
 RESERVED = {
     "bootstrap.servers": "brokers", "group.id": "group", "auto.offset.reset": "start and on_data_loss", "enable.auto.commit": "group",
     "enable.auto.offset.store": "group", "enable.partition.eof": "nothing: it must be on",
@@ -41,8 +45,6 @@ TUNED = {
     "fetch.queue.backoff.ms": 10,
     "max.partition.fetch.bytes": 8 << 20,
     "reconnect.backoff.max.ms": 1_000,
-    # Who leads a partition is asked again where it was not known when a broker came back; librdkafka's five minutes are long.
-    "topic.metadata.refresh.interval.ms": 10_000,
     "socket.keepalive.enable": True,
     "isolation.level": "read_committed",
     "client.id": "streamgauge",
@@ -204,6 +206,8 @@ class KafkaReader:
         self._confirmed = (-1, -math.inf)  # a position the broker said is the end, and when
         self._drained = time.monotonic()  # when all that had come by then was fetched
         self._ends: EndOffsets | None = None
+        self._stands = (position, time.monotonic())  # where it does not go on although there is more, and since when
+        self._patience = SILENT_SECONDS
         self._committed = (position, time.monotonic())
         self._bytes_per_record = 0.0
         self._client = open_client(options, self._partition, position) if position < self._end else None
@@ -267,7 +271,20 @@ class KafkaReader:
             end, asked = self._ends.of(self._partition)
             if end == self._position and asked > when:
                 self._confirmed, when = (end, asked), asked
+            self._watch(asked, more=end > self._position)
         return when if when > -math.inf else None
+
+    def _watch(self, asked: float, *, more: bool) -> None:
+        """Replaces a client that brings nothing. What the broker said when it was ``asked`` counts: while it is away nothing is replaced."""
+        position, since = self._stands
+        if not more or position != self._position:
+            self._stands = (self._position, time.monotonic())
+        elif asked - since > self._patience:
+            log.warning("nothing came from %s for %.0f s, though there is more: reading goes on with a new client", self._split.id, self._patience)
+            assert self._client is not None
+            self._client.retire()
+            self._client = open_client(self._options, self._partition, self._position)
+            self._stands, self._patience = (self._position, time.monotonic()), min(2 * self._patience, LONGEST_SILENCE_SECONDS)
 
     def _handle(self, failure: Failure, errors: list[tuple[int, str, str, bytes | None]]) -> None:
         kind = codes().get(failure.code, "passing")

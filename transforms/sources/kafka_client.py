@@ -87,6 +87,8 @@ class Client(Protocol):
         """First offset and end offset, from the broker. Raises KafkaException."""
 
     def close(self) -> None: ...
+    def retire(self) -> None:
+        """Closes it; a connection that others share with it is given to no new client."""
 
 
 def binary_array(data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int32], valid: npt.NDArray[np.bool_] | None) -> pa.BinaryArray:
@@ -197,6 +199,9 @@ class PlainClient:
 
     def close(self) -> None:
         self.consumer.close()
+
+    def retire(self) -> None:
+        self.close()
 
 
 def _one_line_each(values: list[bytes | None]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 ASK_EVERY_SECONDS = 0.1
 ANSWER_SECONDS = 1.0
 """An answer that takes longer is none."""
+PATIENCE_SECONDS = 10.0
+"""A client that has no answer for so long is replaced: one of librdkafka's may lose its brokers for good (docs/pain-points.md)."""
 
 
 class EndOffsets:
@@ -30,11 +33,13 @@ class EndOffsets:
         self._topic = options.topic
         settings = options.settings()
         # An admin client warns of settings that are for consumers.
-        self._client = admin.AdminClient({**settings, "log_level": 0}, logger=None)
+        self._connect = partial(admin.AdminClient, {**settings, "log_level": 0}, logger=None)
+        self._client = self._connect()
         committed = settings["isolation.level"] == "read_committed"
         levels = require().IsolationLevel
         self._level = levels.READ_COMMITTED if committed else levels.READ_UNCOMMITTED
         self._latest = admin.OffsetSpec.latest()
+        self._waiting_since: float | None = None
         self._wanted: set[int] = set()
         self._asked = float("-inf")
         self._futures: dict[Any, Future[Any]] = {}
@@ -53,6 +58,10 @@ class EndOffsets:
 
     def _ask(self, now: float) -> None:
         kafka = require()
+        if self._waiting_since is None:
+            self._waiting_since = now
+        elif now - self._waiting_since > PATIENCE_SECONDS:
+            self._client, self._waiting_since = self._connect(), now
         self._client.poll(0)
         self._asked = now
         wanted = {kafka.TopicPartition(self._topic, partition): self._latest for partition in self._wanted}
@@ -67,6 +76,7 @@ class EndOffsets:
             future = self._futures.pop(place)
             if future.exception() is None:
                 self._known[place.partition] = future.result().offset, self._asked
+                self._waiting_since = None
 
 
 _OPEN: WeakValueDictionary[str, EndOffsets] = WeakValueDictionary()

@@ -197,9 +197,15 @@ def _part(key: _Key, consumer: _Consumer, partition: int) -> None:
         consumer.remove(partition)
         last = consumer.is_idle
         if last:
-            _consumers[key].remove(consumer)
+            _withdraw(key, consumer)
     if last:  # not with the lock: it waits for the broker
         consumer.close()
+
+
+def _withdraw(key: _Key, consumer: _Consumer) -> None:
+    """Nobody joins the consumer any more. With the lock."""
+    if consumer in _consumers[key]:
+        _consumers[key].remove(consumer)
 
 
 class NativeClient:
@@ -266,6 +272,11 @@ class NativeClient:
             self._consumer.leave(self._partition, self._queue)
             self._queue = 0
             _part(self._key, self._consumer, self._partition)
+
+    def retire(self) -> None:
+        with _lock:
+            _withdraw(self._key, self._consumer)
+        self.close()
 
 
 def consume(lib: Any, queue: int, pointers: np.ndarray[Any, np.dtype[np.uint64]], begin: int, count: int, timeout: float) -> int:
