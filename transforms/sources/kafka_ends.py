@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from streamgauge.transforms.sources.kafka_client import require
+from streamgauge.transforms.sources.kafka_client import log, require
 
 if TYPE_CHECKING:
     from streamgauge.transforms.sources.kafka import KafkaOptions
@@ -61,6 +61,7 @@ class EndOffsets:
         if self._waiting_since is None:
             self._waiting_since = now
         elif now - self._waiting_since > PATIENCE_SECONDS:
+            log.warning("no answer for %.0f s about where the partitions of %s end: until there is one, none of them counts as idle", PATIENCE_SECONDS, self._topic)
             self._client, self._waiting_since = self._connect(), now
         self._client.poll(0)
         self._asked = now
