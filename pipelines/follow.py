@@ -13,7 +13,6 @@ from streamgauge.pipelines.progress import snapshot
 from streamgauge.pipelines.run_state import PASSED
 from streamgauge.pipelines.services.errors import ServiceError
 from streamgauge.pipelines.services.flink import EmbeddedFlink
-from streamgauge.pipelines.services.flink_conf import TOLERABLE_CHECKPOINT_FAILURES
 from streamgauge.pipelines.services.flink_rest import END_OF_TIME_MS, FlinkRefused, FlinkRest
 from streamgauge.pipelines.services.process import tail
 from streamgauge.transforms.record import JobRecord
@@ -21,6 +20,9 @@ from streamgauge.transforms.record import JobRecord
 POLL_SECONDS = 0.5
 ASK_SECONDS = 2.0
 """Between two looks at Flink while there is more to read: a look costs both sides some ten milliseconds of CPU, which the job then lacks."""
+
+SETTLED_SECONDS = 5.0
+"""So long after a job came back, every reader that has something left to read has begun: readers go on at once."""
 
 LOG_LINES = 200
 _CUT_OFF = "Checkpoint Coordinator is suspending"
@@ -34,20 +36,26 @@ class Follower:
     Args:
         state: what became of the job: ``running``, ``failed``, or ``stopped`` by someone else.
         job_id: Flink's; None: of the first job that Flink knows.
+        tolerable: so many checkpoints may fail in a row before the job restarts; None: any number.
     """
 
-    def __init__(self, flink: FlinkRest, record: JobRecord, name: str, shown: View, state: Callable[[], str], job_id: str | None = None) -> None:
+    def __init__(
+        self, flink: FlinkRest, record: JobRecord, name: str, shown: View, state: Callable[[], str], job_id: str | None = None,
+        tolerable: int | None = None,
+    ) -> None:  # fmt: skip
         self._flink, self._record, self._name, self._shown, self._state = flink, record, name, shown, state
         self._job_id = job_id
+        self._tolerable = tolerable
+        self._interrupted = threading.Event()
         self._told_restart: object = None
         self._told_failed = 0
-        self._all_read = False
         self._why: str | None = None
         self._asked = float("-inf")
         self._flinks: dict[str, int] = {}
 
     def follow(self, interrupted: threading.Event) -> str:
         """``done``, ``interrupted``, ``failed`` or ``stopped``."""
+        self._interrupted = interrupted
         while not interrupted.wait(POLL_SECONDS):
             if (state := self._state()) != "running":
                 return state
@@ -55,16 +63,21 @@ class Follower:
                 self._job_id = next((str(job["jid"]) for job in quietly(self._flink.jobs, [])), None)
                 continue
             may_end = self._may_end()
-            if not may_end and time.monotonic() - self._asked < ASK_SECONDS:
-                self._shown.show(snapshot(self._record, self._flinks))
+            if not self._look(now=may_end):
                 continue
-            self._asked, self._flinks = time.monotonic(), self._figures()
-            self._shown.show(snapshot(self._record, self._flinks))
             passed = note_watermark(self._flink, self._job_id, self._record)
             if may_end and quietly(partial(self._at_end, self._job_id, passed), False):
-                self._shown.show(snapshot(self._record, self._figures()))
+                self._look(now=True)
                 return "done"
         return "interrupted"
+
+    def _look(self, *, now: bool = False) -> bool:
+        """Shows how far the job is. Flink is asked, too, if the last time is a while ago, or ``now``; returns whether it was."""
+        asks = now or time.monotonic() - self._asked >= ASK_SECONDS
+        if asks:
+            self._asked, self._flinks = time.monotonic(), self._figures()
+        self._shown.show(snapshot(self._record, self._flinks))
+        return asks
 
     def _may_end(self) -> bool:
         """Whether it is worth asking for the end: readers have said so of every split, or of none yet."""
@@ -74,38 +87,49 @@ class Follower:
         """Whether all input was processed and every row is durable; ``passed``: the least watermark.
 
         Flink's watermarks tell, but those that its REST API shows of a job that was restarted can be old ones for ever, of an attempt that failed
-        over its last rows, too: they are believed only of a job that never failed. Hence a second way: once a checkpoint was taken with every
-        split read to its end, every later attempt starts there. A checkpoint completes only behind every watermark that was sent before it,
-        and when bundles were open, at least one vertex further on. So after as many checkpoints in one attempt as there are vertices, and one
-        more, the end has come everywhere.
+        over its last rows, too: they are believed only of a job that never failed. Hence a second way. A checkpoint completes only behind every
+        watermark that was sent before it, and when bundles were open, at least one vertex further on. So when all is read, after as many checkpoints
+        in one attempt as there are vertices, and one more, the end has come everywhere. One before them ends the bundles that readers began
+        when the attempt did: whoever found something left to read has said so by then.
         """
         if passed is not None and passed >= END_OF_TIME_MS and not self._flink.exceptions(job_id):
-            return self._flink.checkpoint_now(job_id) and not self._flink.exceptions(job_id)
+            return self._checkpoint(job_id) and not self._flink.exceptions(job_id)
         attempt = self._flink.attempt(job_id)
         if attempt is None:
             return False
         began, vertices = attempt
-        if not self._all_read:
-            read_now = self._splits_done(began) and self._flink.checkpoint_now(job_id) and self._flink.attempt(job_id) == attempt
-            self._all_read = read_now or self._all_read_before(job_id)
-        if not self._all_read:
+        splits = self._record.all("splits")
+        if not splits or not self._all_read(job_id, splits, began):
             return False
-        told = all(self._flink.checkpoint_now(job_id) for _ in range(vertices + 1))
-        # Once more: by now a split whose reader was slow to begin is in the record, too.
-        return told and self._flink.attempt(job_id) == attempt and self._splits_done()
+        told = all(self._checkpoint(job_id) for _ in range(vertices + 2))
+        # The same record: no split was read since, and none is in it that a slow reader began late.
+        return told and self._flink.attempt(job_id) == attempt and self._record.all("splits") == splits
 
-    def _all_read_before(self, job_id: str) -> bool:
-        """Whether this attempt began from a checkpoint that was taken with every split read to its end."""
+    def _all_read(self, job_id: str, splits: list[dict[str, Any]], began: int) -> bool:
+        """Whether nothing is left to read for an attempt that began then (epoch milliseconds): readers have said so of each split, in this attempt, or before the
+        checkpoint that it began from was complete. Of the latter some may have been read after their part of the checkpoint was taken: they are read again,
+        and readers say that when the attempt begins.
+        """
+        if not all(split["done"] for split in splits):
+            return False
+        earlier = [split["updated"] * 1e3 for split in splits if split["updated"] * 1e3 <= began]
+        if not earlier:
+            return True
         checkpoints = self._flink.checkpoints(job_id)
-        restored = (checkpoints["latest"].get("restored") or {}).get("id")
-        taken = [int(each["trigger_timestamp"]) for each in checkpoints["history"] if each["id"] == restored]
-        splits = self._record.all("splits")
-        return bool(taken and splits) and all(split["done"] and split["updated"] * 1e3 < taken[0] for split in splits)
+        restored = checkpoints["latest"].get("restored")
+        if restored is None or time.time() * 1e3 < began + SETTLED_SECONDS * 1e3:
+            return False
+        # Flink remembers the last few checkpoints only.
+        completed = [int(each["latest_ack_timestamp"]) for each in checkpoints["history"] if each["id"] == restored["id"]]
+        return not completed or max(earlier) < completed[0]
 
-    def _splits_done(self, since: int = 0) -> bool:
-        """Whether readers have said so of every split that the record knows, after ``since`` (epoch milliseconds)."""
-        splits = self._record.all("splits")
-        return bool(splits) and all(split["done"] and split["updated"] * 1e3 > since for split in splits)
+    def _checkpoint(self, job_id: str) -> bool:
+        """Takes a checkpoint, which lasts while many windows close at once. False when it failed, or nobody waits for it any more."""
+        return self._flink.checkpoint_now(job_id, self._pause)
+
+    def _pause(self, seconds: float) -> bool:
+        """Waits; returns whether the job is to be left alone."""
+        return self._interrupted.wait(seconds) or (self._look() and self._state() != "running")
 
     def stop(self) -> None:
         """Cancel the job; its checkpoints stay."""
@@ -128,10 +152,10 @@ class Follower:
             self._shown.say(f"{self._name}: restarting from the last checkpoint: {self._why}")
         failed, why = failing(checkpoints)
         if failed > self._told_failed:
-            self._shown.say(
-                f"{self._name}: {failed} checkpoint{'s have' if failed > 1 else ' has'} failed in a row: {why}; "
-                f"after {TOLERABLE_CHECKPOINT_FAILURES + 1} the job restarts from the last good one"
-            )
+            then = "the job goes on, and after a failure reads again what came since the last good one"
+            if self._tolerable is not None:
+                then = f"after {self._tolerable + 1} the job restarts from the last good one"
+            self._shown.say(f"{self._name}: {failed} checkpoint{'s have' if failed > 1 else ' has'} failed in a row: {why}; {then}")
         self._told_failed = failed
         return {
             "checkpoints": int(checkpoints["counts"]["completed"]),

@@ -16,6 +16,7 @@ from streamgauge.pipelines.reshard import with_reach
 from streamgauge.pipelines.run_cluster import LIVING, finish
 from streamgauge.pipelines.run_state import LAYOUTS, last_run, local_path, remember
 from streamgauge.pipelines.services import stack
+from streamgauge.pipelines.services.flink_conf import TOLERABLE_CHECKPOINT_FAILURES
 from streamgauge.pipelines.services.flink_rest import FlinkRest
 from streamgauge.transforms.record import JobRecord
 from streamgauge.transforms.state_layout import read_layouts, write_layouts
@@ -145,7 +146,7 @@ def drain(flink: FlinkRest, job: str, shown: View) -> str:
         raise JobError(f"{name}: there is no record of its readers in {folder}; call drain in the folder in which the job was started")
     note_watermark(flink, job_id, record)
     record.ask_to_drain()
-    follower = Follower(flink, record, name, shown, cluster_state(flink, job_id), job_id)
+    follower = Follower(flink, record, name, shown, cluster_state(flink, job_id), job_id, TOLERABLE_CHECKPOINT_FAILURES)
     ended = follower.follow(threading.Event())
     if ended != "done":
         raise JobError(f"{name}: {ended} before it was drained: {follower.reason() or 'see streamgauge jobs'}")

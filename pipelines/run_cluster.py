@@ -18,6 +18,7 @@ from streamgauge.pipelines.run_scope import interrupts, waiting_for
 from streamgauge.pipelines.run_state import Run, last_run, local_path, remember, start_anew, start_from, start_layouts, start_replay
 from streamgauge.pipelines.services.errors import ServiceError
 from streamgauge.pipelines.services.flink import flink_options
+from streamgauge.pipelines.services.flink_conf import TOLERABLE_CHECKPOINT_FAILURES
 from streamgauge.pipelines.services.flink_rest import FlinkRest
 from streamgauge.pipelines.services.flink_submit import environment_options, submit
 from streamgauge.transforms.record import JobRecord
@@ -141,7 +142,7 @@ def _readable(restore: Path | None, address: str) -> Iterator[None]:
 def _follow(job: Job, folder: Path, address: str, flink: FlinkRest, job_id: str, shown: View) -> int:
     record = JobRecord(folder / "record")
     with interrupts() as interrupted:
-        follower = Follower(flink, record, job.name, shown, cluster_state(flink, job_id), job_id)
+        follower = Follower(flink, record, job.name, shown, cluster_state(flink, job_id), job_id, TOLERABLE_CHECKPOINT_FAILURES)
         ended = follower.follow(interrupted)
     if ended == "done":
         finish(folder, flink, job_id)

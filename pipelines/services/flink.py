@@ -22,6 +22,8 @@ MAX_PARALLELISM = 128
 BUNDLE_MS = 5
 BUNDLE_ELEMENTS = 1000
 WATERMARK_MS = 20
+GOES_ON = "--fail_on_checkpointing_errors"
+"""Turns that off, as a bare flag does for what is on by default. On, any failed checkpoint would restart the job, whatever Flink's configuration says."""
 
 
 class EmbeddedFlink(JavaServer, FlinkRest):
@@ -137,6 +139,7 @@ class EmbeddedFlink(JavaServer, FlinkRest):
             f"--job_endpoint={self.job_endpoint}",
             "--environment_type=LOOPBACK",
             "--streaming",
+            GOES_ON,
             *flink_options(self.parallelism, self.checkpoint_interval_ms),
         ]
 
@@ -169,7 +172,7 @@ def latest_checkpoint(folder: Path | str) -> Path | None:
 
 def silence_unknown_options() -> None:
     """Drop Beam's warnings about options of ours that only the Java side of the runner knows."""
-    names = {option.split("=")[0] for option in flink_options(1, 1)}
+    names = {option.split("=")[0] for option in (GOES_ON, *flink_options(1, 1))}
 
     def keep(record: logging.LogRecord) -> bool:
         text = record.getMessage()

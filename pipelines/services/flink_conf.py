@@ -9,12 +9,13 @@ from streamgauge.pipelines.services.process import HOST
 OPENS = ("io", "lang", "lang.reflect", "net", "nio", "text", "time", "util", "util.concurrent", "util.concurrent.atomic", "util.concurrent.locks")
 """Packages of java.base that Beam and Flink look into."""
 
-CHECKPOINT_TIMEOUT_S = 60
-"""A checkpoint that takes longer has failed. Sinks give up a bundle well before (see sinks/rows_util.py), so that a store that is away
-shows as a failed write and not as failed checkpoints."""
+CHECKPOINT_TIMEOUT_S = 600
+"""A checkpoint that takes longer has failed (Flink's default). Where event time leaps, thousands of windows close at once, and no checkpoint comes between them.
+Sinks give up a bundle well before (see sinks/rows_util.py), so that a store that is away shows as a failed write and not as failed checkpoints."""
 
 TOLERABLE_CHECKPOINT_FAILURES = 3
-"""In a row; one more restarts the job from the last good one."""
+"""In a row; one more restarts a job on a cluster from the last good one. An embedded Flink lets its job go on: what failed, a full disk above all, would
+fail again after a restart."""
 
 RESTARTS = 30
 """Attempts, with growing pauses between them, before a job fails for good; a minute without a failure starts the count anew."""

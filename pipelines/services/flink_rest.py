@@ -7,6 +7,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from streamgauge.pipelines.services.errors import ServiceError
@@ -19,6 +20,7 @@ NO_WATERMARK_MS = -(1 << 63)
 # Flink's last watermark (Long.MAX_VALUE).
 END_OF_TIME_MS = (1 << 63) - 1
 POLL_S = 0.05
+LONGEST_POLL_S = 0.4
 SAVEPOINT_TIMEOUT_S = 120.0
 
 
@@ -98,15 +100,19 @@ class FlinkRest:
             return None
         return min(int(vertex["start-time"]) for vertex in vertices), len(vertices)
 
-    def checkpoint_now(self, job_id: str, timeout_s: float = 60.0) -> bool:
-        """Takes a checkpoint and waits for it: what was processed before is then durable. False when it failed or took too long."""
+    def checkpoint_now(self, job_id: str, pause: Callable[[float], object] = time.sleep) -> bool:
+        """Takes a checkpoint and waits for it: what was processed before is then durable. False when it failed.
+
+        Args:
+            pause: waits for so many seconds between two looks; when it returns something true, the wait ends and the answer is False.
+        """
         trigger = self._call(f"/jobs/{job_id}/checkpoints", "POST", {"checkpointType": "CONFIGURED"})["request-id"]
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
+        seconds = POLL_S
+        while not pause(seconds):
             answer = self._call(f"/jobs/{job_id}/checkpoints/{trigger}")
             if answer["status"]["id"] == "COMPLETED":
                 return "failure-cause" not in (answer.get("operation") or {})
-            time.sleep(POLL_S)
+            seconds = min(2 * seconds, LONGEST_POLL_S)
         return False
 
     def exceptions(self, job_id: str) -> list[dict[str, Any]]:
