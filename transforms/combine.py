@@ -40,9 +40,10 @@ _REWRITE_BEYOND = 16
 class Slices:
     """What a merged slice becomes where windows have several: its partial, with a header."""
 
-    def of(self, key: bytes, partials: Partials, merged: Merged) -> Iterator[tuple[bytes, bytes]]:
-        events = pc.sum(merged.rows.column(EVENTS.name)).as_py()
-        yield key, _HEADER.pack(merged.start, events, merged.final) + partials.codec.encode(merged.rows)
+    def of(self, partials: Partials, merged: Sequence[Merged]) -> Iterator[tuple[int, tuple[bytes, bytes]]]:
+        for number, each in enumerate(merged):
+            events = pc.sum(each.rows.column(EVENTS.name)).as_py()
+            yield number, (each.key, _HEADER.pack(each.start, events, each.final) + partials.codec.encode(each.rows))
 
 
 @dataclass

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import apache_beam as beam
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from apache_beam.coders import BytesCoder
 from apache_beam.transforms.timeutil import TimeDomain
@@ -29,6 +27,9 @@ COMPACT_BEYOND = 8
 COMPACT_TOLD = 4
 """The same, for slices whose bag is read in every bundle that changes them."""
 
+DUE_ROWS = 1 << 16
+"""Slices whose timers fired are merged together at the bundle's end, or when they have so many rows."""
+
 _STEPS = 60
 """A window's early rows tell how far event time has come to a part of the window as small as this, or a second."""
 
@@ -40,9 +41,10 @@ NEW, SHOWN, FINAL = b"\x00", b"\x01", b"\x02"
 
 @dataclass(frozen=True)
 class Merged:
-    """What is known of a slice when a timer fires.
+    """What is known of a shard's slice when results are due.
 
     Attributes:
+        key: of the shard.
         rows: the merged partial of the whole slice.
         changed: the same, of the keys that changed since the last time.
         gone: of keys that had early results and are beyond the limit now; None: none.
@@ -51,6 +53,7 @@ class Merged:
         watermark: microseconds; how far event time had come. None: not known.
     """
 
+    key: bytes
     rows: pa.RecordBatch
     changed: pa.RecordBatch
     gone: pa.RecordBatch | None
@@ -61,10 +64,10 @@ class Merged:
 
 
 class Output(Protocol):
-    """What becomes of a merged slice."""
+    """What becomes of merged slices."""
 
-    def of(self, key: bytes, partials: Partials, merged: Merged) -> Iterator[Any]:
-        """The elements that are emitted for a shard."""
+    def of(self, partials: Partials, merged: Sequence[Merged]) -> Iterator[tuple[int, Any]]:
+        """The elements that are emitted, each with the number of its slice."""
 
 
 class Results:
@@ -73,10 +76,49 @@ class Results:
     def __init__(self, rows: ResultRows | None = None) -> None:
         self._rows = rows or ResultRows()
 
-    def of(self, key: bytes, partials: Partials, merged: Merged) -> Iterator[Any]:
-        return self._rows.of(
-            key, partials, merged.changed, merged.start, merged.end, final=merged.final, watermark=merged.watermark, gone=merged.gone
-        )  # fmt: skip
+    def of(self, partials: Partials, merged: Sequence[Merged]) -> Iterator[tuple[int, Any]]:
+        if len(merged) > 1 and partials.metric.limit is None:
+            bounds = [(each.start, each.end) for each in merged]
+            finals, watermarks = [each.final for each in merged], [each.watermark for each in merged]
+            yield from enumerate(self._rows.of_each(partials, [each.changed for each in merged], bounds, finals, watermarks))
+            return
+        for number, each in enumerate(merged):
+            elements = self._rows.of(each.key, partials, each.changed, each.start, each.end, final=each.final, watermark=each.watermark, gone=each.gone)
+            for element in elements:
+                yield number, element
+
+
+@dataclass(frozen=True)
+class _Due:
+    """A slice of which results are due.
+
+    Attributes:
+        key: of the shard.
+        window, timestamp: of the results.
+        told, new: partials; what results had before, and what came since.
+        final: the results are final.
+        whole: every row counts as changed.
+        watermark: as in Merged.
+    """
+
+    key: bytes
+    window: Any
+    timestamp: Timestamp
+    told: list[pa.RecordBatch]
+    new: list[pa.RecordBatch]
+    final: bool
+    whole: bool
+    watermark: int | None
+
+    @property
+    def num_rows(self) -> int:
+        return sum(batch.num_rows for batch in (*self.told, *self.new))
+
+    def emitted(self, element: Any) -> Any:
+        """An element at its time and in its window, as it leaves a bundle's end."""
+        if isinstance(element, beam.pvalue.TaggedOutput):
+            return beam.pvalue.TaggedOutput(element.tag, self.emitted(element.value))
+        return WindowedValue(element, self.timestamp, (self.window,))
 
 
 @dataclass
@@ -85,7 +127,7 @@ class _Change:
 
     Attributes:
         window, timestamp: of its elements.
-        told: merged, what results had before; empty: nothing.
+        told: what results had before; empty: nothing.
         final: a final result was among them.
         new: what came since.
         stored: the bag.
@@ -134,6 +176,8 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
         self._armed: set[tuple[bytes, int]] = set()
         self._changes: dict[tuple[bytes, int], _Change] = {}
         self._merged: dict[tuple[bytes, int], tuple[list[bytes], pa.RecordBatch]] = {}
+        self._due: list[_Due] = []
+        self._due_rows = 0
         self._progress = Progress()
 
     def setup(self) -> None:
@@ -143,17 +187,20 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
         # Timers set by a bundle that failed are gone with it: what is armed is remembered for one bundle only. So is what was to be told.
         self._armed = set()
         self._changes = {}
+        self._due, self._due_rows = [], 0
 
     def finish_bundle(self) -> Iterator[Any]:
         changes, self._changes, self._merged = self._changes, {}, {}
-        for (shard, start), change in changes.items():
-            rows, changed, gone = self._partials.merge_changed(change.told, change.new)
+        due = [
+            _Due(shard, change.window, change.timestamp, change.told, change.new, change.final, False, self._progress.watermark)
+            for (shard, _), change in changes.items()
+        ]  # fmt: skip
+        merged = self._merge(due)
+        for (place, change), each in zip(changes.items(), merged, strict=True):
             # What a bag with just this content is merged: the next bundle mostly finds it so.
-            self._merged[shard, start] = (change.stored, rows)
-            for element in self._made(shard, change.window, rows, changed, gone, final=change.final):
-                tagged = isinstance(element, beam.pvalue.TaggedOutput)
-                made = WindowedValue(element.value if tagged else element, change.timestamp, (change.window,))
-                yield beam.pvalue.TaggedOutput(element.tag, made) if tagged else made
+            self._merged[place] = (change.stored, each.rows)
+        yield from self._told_of(due, merged)
+        yield from self._tell()
 
     def process(
         self,
@@ -205,20 +252,17 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
             emit.clear()
         change = self._changes.get(place)
         if change is None:
-            yield from self._emit(key, partials, window, final=True)
+            yield from self._emit(key, partials, window, fired, final=True)
         elif not change.final:  # else it is a correction, and told at the bundle's end
             del self._changes[place]
-            rows, changed, gone = self._partials.merge_changed(change.told, change.new)
-            partials.clear()
-            partials.add(self._partials.codec.encode(rows) + FINAL)
-            changed[:] = True
-            yield from self._made(key, window, rows, changed, gone, final=True)
+            yield from self._rewritten(partials, _Due(key, window, fired, change.told, change.new, True, True, self._progress.watermark))
 
     @on_timer(EMIT)
     def periodic(
         self,
         key: bytes = beam.DoFn.KeyParam,
         window: Any = beam.DoFn.WindowParam,
+        timestamp: Any = beam.DoFn.TimestampParam,
         partials: Any = beam.DoFn.StateParam(PARTIALS),
         progress: Any = beam.DoFn.TimerParam(PROGRESS),
     ) -> Iterator[Any]:
@@ -226,7 +270,7 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
         self._armed.discard((key, window.start.micros))
         self._appended.pop((key, window.start.micros), None)
         self._progress.ask(progress, window.start.micros, self._end(window))
-        yield from self._emit(key, partials, window, final=False)
+        yield from self._emit(key, partials, window, timestamp, final=False)
 
     @on_timer(PROGRESS)
     def progressed(self, fired: Any = beam.DoFn.TimestampParam) -> None:
@@ -251,33 +295,57 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
         partials.add(partial + change.mark)
         change.stored.append(partial + change.mark)
 
-    def _emit(self, key: bytes, partials: Any, window: Any, *, final: bool) -> Iterator[Any]:
+    def _emit(self, key: bytes, partials: Any, window: Any, timestamp: Timestamp, *, final: bool) -> Iterator[Any]:
+        """Results are due: of many slices at a time when event time leaps. What is rewritten at once is merged at once, the others together."""
         stored = list(partials.read())
         new = [data for data in stored if data[-1:] == NEW]
         was_final = any(data[-1:] == FINAL for data in stored)
         if not stored or (not new and (was_final or not final)):
             return
-        rows, changed, gone = self._partials.merge_changed(self._told(stored), self._decode(new))
-        final = final or was_final
-        # A rewrite costs more than the next reader saves on a few partials; only where rows can be withdrawn, and for a periodic result, it matters what was told.
-        if len(stored) > COMPACT_BEYOND or self._emit_every is not None or self._metric.withdraws:
+        due = _Due(
+            key, window, timestamp, self._told(stored), self._decode(new), final or was_final, final and not was_final, self._progress.watermark,
+        )  # fmt: skip
+        # A rewrite costs more than the next reader saves on a few partials.
+        if len(stored) > COMPACT_BEYOND:
+            yield from self._rewritten(partials, due)
+            return
+        # Only where rows can be withdrawn, and for a periodic result, it matters what was told.
+        if self._emit_every is not None or self._metric.withdraws:
             partials.clear()
-            partials.add(self._partials.codec.encode(rows) + (FINAL if final else SHOWN))
-        if final and not was_final:
-            changed[:] = True
-        yield from self._made(key, window, rows, changed, gone, final=final)
+            for data in stored:
+                partials.add(data[:-1] + (FINAL if due.final else SHOWN))
+        self._due.append(due)
+        self._due_rows += due.num_rows
+        if self._due_rows >= DUE_ROWS:
+            yield from self._tell()
 
-    def _made(
-        self, key: bytes, window: Any, rows: pa.RecordBatch, changed: npt.NDArray[np.bool_], gone: pa.RecordBatch | None, *, final: bool
-    ) -> Iterator[Any]:
-        told = rows if changed.all() else rows.filter(pa.array(changed))
-        merged = Merged(rows, told, gone, window.start.micros, self._end(window), final, self._progress.watermark)
-        yield from self._output.of(key, self._partials, merged)
+    def _rewritten(self, partials: Any, due: _Due) -> Iterator[Any]:
+        """The results of a slice of which one merged partial is stored from now on."""
+        merged = self._merge([due])
+        partials.clear()
+        partials.add(self._partials.codec.encode(merged[0].rows) + (FINAL if due.final else SHOWN))
+        yield from self._told_of([due], merged)
+
+    def _tell(self) -> Iterator[Any]:
+        """The results that are due."""
+        due, self._due, self._due_rows = self._due, [], 0
+        yield from self._told_of(due, self._merge(due))
+
+    def _merge(self, due: Sequence[_Due]) -> list[Merged]:
+        merged = []
+        for each, (rows, changed, gone) in zip(due, self._partials.merge_each([(each.told, each.new) for each in due]) if due else (), strict=True):
+            told = rows if each.whole or changed.all() else rows.filter(pa.array(changed))
+            merged.append(Merged(each.key, rows, told, gone, each.window.start.micros, self._end(each.window), each.final, each.watermark))
+        return merged
+
+    def _told_of(self, due: Sequence[_Due], merged: Sequence[Merged]) -> Iterator[Any]:
+        for number, element in self._output.of(self._partials, merged):
+            yield due[number].emitted(element)
 
     def _told(self, stored: Sequence[bytes]) -> list[pa.RecordBatch]:
-        """What results had, in one; nothing if there were none."""
+        """What results had. With a limit on keys in one: what is beyond it is beyond it once."""
         told = self._decode([data for data in stored if data[-1:] != NEW])
-        return [self._partials.merge(told)] if told else []
+        return [self._partials.merge(told)] if told and self._metric.limit is not None else told
 
     def _end(self, window: Any) -> int:
         """Of the slice, microseconds."""

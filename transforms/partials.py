@@ -195,6 +195,22 @@ class Partials:
         gone = merged.filter(pa.array(beyond & known & ~_flags(merged)))
         return self._shared(merged, beyond), np.append(changed[~beyond], True), gone if gone.num_rows else None
 
+    def merge_each(self, parts: Sequence[Part]) -> list[tuple[pa.RecordBatch, npt.NDArray[np.bool_], pa.RecordBatch | None]]:
+        """What ``merge_changed`` gives of each part: many small ones cost little more than one."""
+        sizes = np.array([[sum(batch.num_rows for batch in batches) for batches in part] for part in parts])
+        if len(parts) == 1 or self.metric.limit is not None or sizes.sum() >= MANY_ROWS:
+            return [self.merge_changed(old, new) for old, new in parts]
+        rows = concatenated([batch for old, new in parts for batch in (*old, *new)])
+        part = np.repeat(np.arange(len(parts)), sizes.sum(axis=1))
+        new_rows = np.repeat(np.tile([False, True], len(parts)), sizes.ravel())
+        # Groups are numbered in the order of their first rows: those of a part follow each other.
+        groups = group_rows(self.keys(rows), rows.num_rows).split(part)
+        changed = np.zeros(groups.count, np.bool_)
+        changed[groups.ids[new_rows]] = True
+        merged = self.merge_groups(rows, groups)
+        edges = np.searchsorted(part[groups.first], np.arange(len(parts) + 1))
+        return [(merged.slice(first, last - first), changed[first:last], None) for first, last in pairwise(edges.tolist())]
+
     def _pieces(self, batches: Sequence[pa.RecordBatch], old: int = 0) -> Iterator[tuple[pa.RecordBatch, Groups, int]]:
         """All rows, those of one key in one piece; their groups; how many rows of the piece are of the first ``old`` batches.
 
@@ -260,13 +276,13 @@ class Partials:
 
     def results(
         self, merged: pa.RecordBatch, window_start: Bound, window_end: Bound, *, final: bool | npt.NDArray[np.bool_],
-        watermark: int | None = None, revision: npt.NDArray[np.int64] | None = None, withdrawn: npt.NDArray[np.bool_] | None = None, shard: int = 0,
+        watermark: int | pa.Array | None = None, revision: npt.NDArray[np.int64] | None = None, withdrawn: npt.NDArray[np.bool_] | None = None, shard: int = 0,
     ) -> pa.RecordBatch:  # fmt: skip
         """Result rows from merged partials.
 
         Args:
             window_start, window_end: microseconds; one for all rows, or one a row.
-            watermark: microseconds; how far event time had come, None when that is not known.
+            watermark: microseconds; how far event time had come, None when that is not known. One for all rows, or one a row.
             revision: one a row; the number of its events where nothing else is said.
             withdrawn: rows that only say that an earlier one of their key holds no more. Of metrics whose rows can be withdrawn.
             shard: of which the rows are.
@@ -277,7 +293,8 @@ class Partials:
         columns: list[Any] = [
             pa.repeat(self.metric.name, rows), _stamps(window_start, rows), _stamps(window_end, rows), *self.keys(merged)[: len(self.metric.by)],
             *(_plain(aggregate.result(table).cast(aggregate.type)) for aggregate in self.metric.aggregates.values()),
-            events, events if revision is None else pa.array(revision), _per_row(final, rows), pa.repeat(pa.scalar(watermark, EVENT_TIME_TYPE), rows),
+            events, events if revision is None else pa.array(revision), _per_row(final, rows),
+            watermark.cast(EVENT_TIME_TYPE) if isinstance(watermark, pa.Array) else pa.repeat(pa.scalar(watermark, EVENT_TIME_TYPE), rows),
         ]  # fmt: skip
         if self.metric.withdraws:
             gone = np.zeros(rows, np.bool_) if withdrawn is None else withdrawn
@@ -328,6 +345,9 @@ def _places(earlier: pa.Schema, schema: pa.Schema, dimensions: int) -> list[int]
 
 
 Bound = int | npt.NDArray[np.int64]
+
+Part = tuple[Sequence[pa.RecordBatch], Sequence[pa.RecordBatch]]
+"""Partials of one slice and shard: those of which results had been told, and the new ones."""
 
 
 def concatenated(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:

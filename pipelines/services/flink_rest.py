@@ -111,7 +111,8 @@ class FlinkRest:
         while not pause(seconds):
             answer = self._call(f"/jobs/{job_id}/checkpoints/{trigger}")
             if answer["status"]["id"] == "COMPLETED":
-                return "failure-cause" not in (answer.get("operation") or {})
+                # A failed one is completed too, with its `failureCause`.
+                return answer["operation"].get("checkpointId") is not None
             seconds = min(2 * seconds, LONGEST_POLL_S)
         return False
 

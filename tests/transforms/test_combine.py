@@ -121,7 +121,7 @@ def test_what_is_kept_does_not_grow_and_is_enough(lateness: int) -> None:
         rows = partials.reduce(batch_of([(second * S, "a", 1)]), partials.group(batch_of([(second * S, "a", 1)])))
         for final in (False, True):
             dofn.start_bundle()
-            for element in slices.of(b"0.0", partials, Merged(rows, rows, None, second * S, (second + 1) * S, final, None)):
+            for _, element in slices.of(partials, [Merged(b"0.0", rows, rows, None, second * S, (second + 1) * S, final, None)]):
                 dofn.process(element, bag, end, emit)
             if not final:
                 list(dofn.periodic(b"0.0", bag, Timers()))
