@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -110,8 +110,9 @@ def keys(keys: int, events: int) -> dict[str, float]:
     rows = counted = 0
     for key, bag in shards.items():
         watch.lap()
-        for result in merge.passed(key, span, Timestamp(60), bag, Timer()):
+        for emitted in chain(merge.passed(key, span, Timestamp(60), bag, Timer()), merge.finish_bundle()):
             watch.lap("merge, results")
+            result = emitted.value
             rows += result.num_rows
             counted += int(np.sum(result.column("events").to_numpy()))
             peak = max(peak, _memory())

@@ -10,9 +10,10 @@ from apache_beam.utils.timestamp import Timestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamgauge.transforms import merge
 from streamgauge.transforms.aggregate import AggregateOptions, build_metric
 from streamgauge.transforms.combine import CombineDoFn, Slices
-from streamgauge.transforms.merge import Merged
+from streamgauge.transforms.merge import COMPACT_BEYOND, DUE_ROWS, Merged
 from streamgauge.transforms.partials import Partials
 from streamgauge.transforms.windows import WINDOWS
 from tests.examples import examples
@@ -56,10 +57,17 @@ def rising(steps: list[Any]) -> list[Step]:
 
 
 @settings(deadline=None, max_examples=examples(15))
-@given(STEPS, st.sampled_from(WINDOWS_TRIED), st.sampled_from([0, 1500 * MS, 60 * S]), st.sampled_from(["final", {"every": "500ms"}, "on_change"]))
-def test_what_a_store_holds_in_the_end(steps: list[Any], window: dict[str, Any], lateness: int, emit: Any) -> None:
+@given(
+    STEPS, st.sampled_from(WINDOWS_TRIED), st.sampled_from([0, 1500 * MS, 60 * S]), st.sampled_from(["final", {"every": "500ms"}, "on_change"]),
+    st.sampled_from([(1, 0), (3, 1), (DUE_ROWS, COMPACT_BEYOND)]),
+)  # fmt: skip
+def test_what_a_store_holds_in_the_end(steps: list[Any], window: dict[str, Any], lateness: int, emit: Any, together: tuple[int, int]) -> None:
+    """Whatever is merged together at a bundle's end, and what at once."""
     stream = rising(steps)
-    rows, late = streamed(stream, window=window, lateness=lateness, emit=emit)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(merge, "DUE_ROWS", together[0])
+        patch.setattr(merge, "COMPACT_BEYOND", together[1])
+        rows, late = streamed(stream, window=window, lateness=lateness, emit=emit)
     watermark = -(10**15)
     late_then: list[Event] = []
     wanted: dict[tuple[int, int, str | None], list[int]] = defaultdict(list)

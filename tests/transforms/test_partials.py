@@ -40,8 +40,9 @@ EVENT = st.fixed_dictionaries({
 })
 
 
-def metric(by: tuple[str, ...], shards: int = 3, aggregates: dict[str, Any] | None = None) -> Metric:
-    return build_metric(AggregateOptions(metric="m", window={"tumbling": "1s"}, by=by, aggregates=aggregates or AGGREGATES, shards=shards), SCHEMA)
+def metric(by: tuple[str, ...], shards: int = 3, aggregates: dict[str, Any] | None = None, limit: int | None = None) -> Metric:
+    keys = {"keys": {"limit": limit}} if limit else {}
+    return build_metric(AggregateOptions(metric="m", window={"tumbling": "1s"}, by=by, aggregates=aggregates or AGGREGATES, shards=shards, **keys), SCHEMA)
 
 
 def merged_results(events: list[dict[str, Any]], by: tuple[str, ...], cuts: list[int], seed: int) -> list[dict[str, Any]]:
@@ -116,6 +117,27 @@ def test_merging_in_pieces_changes_nothing(events: list[dict[str, Any]], by: tup
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("streamgauge.transforms.partials.MANY_ROWS", 1)
         assert repr(merged()) == repr(whole)
+
+
+@settings(deadline=None, max_examples=examples(60))
+@given(
+    st.lists(st.tuples(st.lists(EVENT, max_size=8), st.lists(EVENT, min_size=1, max_size=8), st.integers(1, 3)), min_size=1, max_size=6),
+    st.sampled_from([(), ("host",), ("host", "up"), ("up", "small", "seen")]), st.sampled_from([None, 2]),
+)  # fmt: skip
+def test_parts_that_are_merged_together_are_as_each_alone(
+    given: list[tuple[list[dict[str, Any]], list[dict[str, Any]], int]], by: tuple[str, ...], limit: int | None
+) -> None:
+    partials = Partials(metric(by, shards=1, limit=limit if by else None))
+
+    def made(events: list[dict[str, Any]], count: int) -> list[pa.RecordBatch]:
+        batches = [pa.RecordBatch.from_pylist(events[first::count], schema=SCHEMA) for first in range(min(count, len(events)))]
+        return [partial for batch in batches for _, _, partial in partials.of_events(batch, np.zeros(batch.num_rows, np.int64))]
+
+    parts = [(made(old, count), made(new, count)) for old, new, count in given]
+    for together, part in zip(partials.merge_each(parts), parts, strict=True):
+        rows, changed, gone = partials.merge_changed(*part)
+        assert repr(together[0].to_pylist()) == repr(rows.to_pylist())
+        assert together[1].tolist() == changed.tolist() and repr(together[2]) == repr(gone)
 
 
 def test_infinities_stay_and_nan_does_not_count() -> None:
