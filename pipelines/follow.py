@@ -21,8 +21,8 @@ POLL_SECONDS = 0.5
 ASK_SECONDS = 2.0
 """Between two looks at Flink while there is more to read: a look costs both sides some ten milliseconds of CPU, which the job then lacks."""
 
-SETTLED_SECONDS = 5.0
-"""So long after a job came back, every reader that has something left to read has begun: readers go on at once."""
+SETTLED_SECONDS, DOUBTFUL_SECONDS = 5.0, 60.0
+"""So long after a job came back, every reader that has something left to read has begun: readers go on at once. The latter where they should have, by the clocks."""
 
 LOG_LINES = 200
 _CUT_OFF = "Checkpoint Coordinator is suspending"
@@ -117,11 +117,13 @@ class Follower:
             return True
         checkpoints = self._flink.checkpoints(job_id)
         restored = checkpoints["latest"].get("restored")
-        if restored is None or time.time() * 1e3 < began + SETTLED_SECONDS * 1e3:
+        if restored is None:
             return False
         # Flink remembers the last few checkpoints only.
         completed = [int(each["latest_ack_timestamp"]) for each in checkpoints["history"] if each["id"] == restored["id"]]
-        return not completed or max(earlier) < completed[0]
+        # What was read later than that must be read again, unless the clocks of two hosts differ.
+        seconds = SETTLED_SECONDS if not completed or max(earlier) < completed[0] else DOUBTFUL_SECONDS
+        return time.time() * 1e3 >= began + seconds * 1e3
 
     def _checkpoint(self, job_id: str) -> bool:
         """Takes a checkpoint, which lasts while many windows close at once. False when it failed, or nobody waits for it any more."""
@@ -162,6 +164,7 @@ class Follower:
             "checkpoints_failing": failed,
             "checkpoint_bytes": int(latest.get("state_size", 0)),
             "checkpoint_ms": int(latest.get("end_to_end_duration", 0)),
+            "checkpoint_open_s": under_way(checkpoints),
             "restarts": len(failures),
         }
 
@@ -176,6 +179,12 @@ def failing(checkpoints: dict[str, Any]) -> tuple[int, str]:
         if checkpoint["status"] == "FAILED" and _CUT_OFF not in why:
             reasons.append(why)
     return len(reasons), reasons[0] if reasons else ""
+
+
+def under_way(checkpoints: dict[str, Any]) -> int:
+    """For how many seconds a checkpoint has been under way; 0: none is. It waits where thousands of windows close at once."""
+    begun = [int(each["trigger_timestamp"]) for each in checkpoints.get("history") or [] if each["status"] == "IN_PROGRESS"]
+    return max(int(time.time() - min(begun) / 1e3), 0) if begun else 0
 
 
 def note_watermark(flink: FlinkRest, job_id: str, record: JobRecord) -> int | None:

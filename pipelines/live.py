@@ -15,6 +15,8 @@ from rich.table import Table
 from streamgauge.pipelines.progress import Snapshot
 
 LINE_EVERY_SECONDS = 2.0
+LONG_SECONDS = 10
+"""A checkpoint that takes longer is told of: nothing else may be seen to happen meanwhile."""
 
 
 class View(Protocol):
@@ -74,6 +76,8 @@ class _PlainView:
             parts.append(f"{snapshot.duplicates:,} duplicates")
         if snapshot.checkpoints:
             parts.append(f"checkpoint {snapshot.checkpoints} ({snapshot.checkpoint_bytes / 1024:,.0f} kB, {snapshot.checkpoint_ms} ms)")
+        if snapshot.checkpoint_open_s >= LONG_SECONDS:
+            parts.append(f"a checkpoint has been under way for {snapshot.checkpoint_open_s} s")
         if snapshot.checkpoints_failing:
             parts.append(f"{snapshot.checkpoints_failing} checkpoints failed since")
         if snapshot.restarts:
@@ -129,6 +133,8 @@ class _TerminalView:
             table.add_row("duplicates", f"{snapshot.duplicates:,}", "dropped")
         if snapshot.checkpoints:
             table.add_row("checkpoints", f"{snapshot.checkpoints:,}", f"latest {snapshot.checkpoint_bytes / 1024:,.0f} kB in {snapshot.checkpoint_ms} ms")
+        if snapshot.checkpoint_open_s >= LONG_SECONDS:
+            table.add_row("", f"[yellow]{snapshot.checkpoint_open_s} s[/]", "so long has one been under way")
         if snapshot.checkpoints_failing:
             table.add_row("", f"[red]{snapshot.checkpoints_failing}[/]", "checkpoints failed since")
         if snapshot.restarts:

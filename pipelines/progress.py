@@ -19,7 +19,8 @@ class Snapshot:
         events, rejected, late: events read, payloads and rows rejected, events that came too late. duplicates: events dropped as such.
         rows, final: rows written to result tables, final ones among them.
         newest: largest event time read. watermark: smallest of the splits still read. closed: start of the newest window with a final row.
-        checkpoints: completed ones. checkpoints_failing: how many of the last ones failed in a row. checkpoint_bytes, checkpoint_ms: size and duration of the latest. restarts: of the job by Flink.
+        checkpoints: completed ones. checkpoints_failing: how many of the last ones failed in a row. checkpoint_bytes, checkpoint_ms: size and duration of the latest.
+        checkpoint_open_s: for how long one has been under way. restarts: of the job by Flink.
     """
 
     at: float = field(default_factory=time.monotonic)
@@ -38,6 +39,7 @@ class Snapshot:
     checkpoints_failing: int = 0
     checkpoint_bytes: int = 0
     checkpoint_ms: int = 0
+    checkpoint_open_s: int = 0
     restarts: int = 0
 
     def lag_seconds(self) -> float | None:
@@ -49,7 +51,7 @@ class Snapshot:
 
 
 def snapshot(record: JobRecord, flink: dict[str, int] | None = None) -> Snapshot:
-    """What the record says now; ``flink`` has the last five attributes."""
+    """What the record says now; ``flink`` has the last six attributes."""
     splits = record.all("splits")
     sinks = [values for values in record.all("sinks") if values["kind"] == "results"]
     reading = [values for values in splits if not values["done"]]

@@ -190,6 +190,7 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
         self._due, self._due_rows = [], 0
 
     def finish_bundle(self) -> Iterator[Any]:
+        yield from self._tell()
         changes, self._changes, self._merged = self._changes, {}, {}
         due = [
             _Due(shard, change.window, change.timestamp, change.told, change.new, change.final, False, self._progress.watermark)
@@ -199,8 +200,7 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
         for (place, change), each in zip(changes.items(), merged, strict=True):
             # What a bag with just this content is merged: the next bundle mostly finds it so.
             self._merged[place] = (change.stored, each.rows)
-        yield from self._told_of(due, merged)
-        yield from self._tell()
+        yield from self._elements(due, merged)
 
     def process(
         self,
@@ -324,12 +324,12 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
         merged = self._merge([due])
         partials.clear()
         partials.add(self._partials.codec.encode(merged[0].rows) + (FINAL if due.final else SHOWN))
-        yield from self._told_of([due], merged)
+        yield from self._elements([due], merged)
 
     def _tell(self) -> Iterator[Any]:
         """The results that are due."""
         due, self._due, self._due_rows = self._due, [], 0
-        yield from self._told_of(due, self._merge(due))
+        yield from self._elements(due, self._merge(due))
 
     def _merge(self, due: Sequence[_Due]) -> list[Merged]:
         merged = []
@@ -338,7 +338,7 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
             merged.append(Merged(each.key, rows, told, gone, each.window.start.micros, self._end(each.window), each.final, each.watermark))
         return merged
 
-    def _told_of(self, due: Sequence[_Due], merged: Sequence[Merged]) -> Iterator[Any]:
+    def _elements(self, due: Sequence[_Due], merged: Sequence[Merged]) -> Iterator[Any]:
         for number, element in self._output.of(self._partials, merged):
             yield due[number].emitted(element)
 

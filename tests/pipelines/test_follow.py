@@ -12,6 +12,7 @@ import pytest
 from streamgauge.pipelines import follow
 from streamgauge.pipelines.follow import Follower
 from streamgauge.pipelines.live import view
+from streamgauge.pipelines.progress import Snapshot
 from streamgauge.pipelines.services.flink_rest import END_OF_TIME_MS, FlinkRest
 from streamgauge.transforms.record import JobRecord
 
@@ -90,22 +91,24 @@ def restarted(complete_ms: int | None) -> Flink:
     return Flink([FAILURE], {"id": 7}, history)
 
 
-@pytest.mark.parametrize(("complete_ms", "expected"), [(BEGAN_MS - 50, True), (BEGAN_MS - 150, False), (None, True)])
+@pytest.mark.parametrize(
+    ("complete_ms", "seconds", "expected"),
+    [
+        (BEGAN_MS - 50, 4, False), (BEGAN_MS - 50, 6, True), (None, 4, False), (None, 6, True),
+        (BEGAN_MS - 150, 6, False), (BEGAN_MS - 150, 61, True),  # by the clock it must be read again: but whose clock?
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("others", [{}, {"b": BEGAN_MS + 5}])
 def test_what_was_read_before_the_job_began_from_a_checkpoint_need_not_be_read_again(
-    tmp_path: Path, complete_ms: int | None, expected: bool, others: dict[str, float]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, complete_ms: int | None, seconds: int, expected: bool, others: dict[str, float]
 ) -> None:
+    """Its readers get time to say otherwise."""
+    monkeypatch.setattr(follow.time, "time", lambda: BEGAN_MS / 1e3 + seconds)
     assert ended(restarted(complete_ms), tmp_path, a=BEGAN_MS - 100, **others) is expected
 
 
 def test_a_job_that_began_without_a_checkpoint_reads_everything_again(tmp_path: Path) -> None:
     assert not ended(Flink([FAILURE]), tmp_path, a=BEGAN_MS - 100, b=BEGAN_MS + 5)
-
-
-def test_readers_get_time_to_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for passed, expected in ((1.0, False), (follow.SETTLED_SECONDS + 1, True)):
-        monkeypatch.setattr(follow.time, "time", lambda passed=passed: BEGAN_MS / 1e3 + passed)
-        assert ended(restarted(None), tmp_path, a=BEGAN_MS - 100) is expected
 
 
 @pytest.mark.parametrize("name", ["a", "b"])
@@ -141,3 +144,16 @@ def test_the_end_is_asked_for_when_every_known_split_is_read(tmp_path: Path, don
     for number, value in enumerate(done):
         record.put("splits", str(number), {"done": value, "updated": 0.0}, now=True)
     assert follower(Flink(), tmp_path)._may_end() is expected
+
+
+def test_for_how_long_a_checkpoint_has_been_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow.time, "time", lambda: 100.0)
+    done, running = {"status": "COMPLETED", "trigger_timestamp": 1}, {"status": "IN_PROGRESS", "trigger_timestamp": 88_500}
+    assert follow.under_way({"history": [running, done]}) == 11
+    assert follow.under_way({"history": [done]}) == follow.under_way({}) == 0
+
+
+def test_a_long_checkpoint_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    for seconds, expected in ((9, False), (37, True)):
+        view("job", json_lines=False).show(Snapshot(checkpoint_open_s=seconds))
+        assert ("a checkpoint has been under way for 37 s" in capsys.readouterr().out) is expected

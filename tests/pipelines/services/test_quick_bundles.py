@@ -56,8 +56,8 @@ def test_everything_is_sent_before_an_answer_is_waited_for() -> None:
 def test_other_kinds_of_state_are_left_to_beam() -> None:
     flink = Flink()
     kept = SynchronousSetRuntimeState(flink, "set", BytesCoder())
-    kept.add(b"1")
+    kept.clear()
     bag = SynchronousBagRuntimeState(flink, "bag", BytesCoder())
     bag.add(b"2")
     _commit(context(bag=bag, kept=kept))
-    assert flink.log == [("extend", "bag", [b"2"]), ("extend", "set", [b"1"]), ("answer", "extend", "set"), ("answer", "extend", "bag")]
+    assert flink.log == [("extend", "bag", [b"2"]), ("clear", "set"), ("answer", "clear", "set"), ("answer", "extend", "bag")]
