@@ -1,4 +1,4 @@
-"""What keys, sessions and sliding windows cost beside small tumbling ones: ``scripts/bench --windows``. No broker."""
+"""What keys, sessions, sliding windows and windows with hardly an event cost beside small tumbling ones: ``scripts/bench --windows``. No broker."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ SESSIONS = 100_000
 SLIDES = (1, 10, 60)
 RATE = 1_000_000
 """Events per second of event time, so in each slide: what a window costs besides its events is the same for few."""
-SHARES = {"keys": 1.0, "sessions": 0.4, "sliding": 2.0}
-"""Sessions get so much of the events, for they cost more; sliding windows more, for after the last event as many windows end as overlap."""
+SHARES = {"keys": 1.0, "sessions": 0.4, "sliding": 2.0, "sparse": 0.001}
+"""Sessions get so much of the events, for they cost more; sliding windows more, for after the last event as many windows end as overlap. Of sparse events nearly each is a
+window and shard of its own."""
 
-PARTS = ("keys", "sessions", "sliding")
+PARTS = ("keys", "sessions", "sliding", "sparse")
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def _cases(events: int) -> dict[tuple[str, str], Case | tuple[str, int, int]]:
         (f"sessions{whole}", f"{SESSIONS:,} open"): Case({"session": "30s"}, SESSIONS, SESSIONS / 10),
         (f"sliding{whole}", "tumbling 1 s"): Case({"tumbling": "1s"}, KEYS[0], RATE),
         **{(f"sliding{whole}", f"sliding {size} every 1 s"): case for size, case in sliding.items()},
+        (f"sparse{whole}", "two events a window"): Case({"tumbling": "1m"}, 20, 1 / 30),
     }
 
 
@@ -93,7 +95,7 @@ def _job(case: Case, events: int, start: float, folder: Path) -> Measured:
     cost = jobs.measure(case, events, folder)
     # With size/every = n, each event is in n windows.
     windows = int(case.window["sliding"]["size"][:-1]) if "sliding" in case.window else 1
-    return (cost.cpu_s - start) * 1e9 / (events - FEW), cost.peak_mb, events / cost.seconds, cost.counted == events * windows
+    return (cost.cpu_s - start) * 1e9 / (events - FEW if events > FEW else events), cost.peak_mb, events / cost.seconds, cost.counted == events * windows
 
 
 def _row(part: str, case: str, measured: list[Measured], first: float) -> Row:
