@@ -44,7 +44,11 @@ class JobRecord:
     def put(
         self, kind: str, name: str, values: dict[str, Any], *, now: bool = False, every: float = WRITE_EVERY_SECONDS, synced: bool = False
     ) -> None:
-        """Store ``values`` as ``kind``/``name``; at most every ``every`` seconds a name unless ``now``; on disk if ``synced``."""
+        """Store ``values`` as ``kind``/``name``; at most every ``every`` seconds a name unless ``now``; on disk if ``synced``.
+
+        Raises:
+            OSError: a full disk, say. Only with ``now``: the others are told again soon.
+        """
         if self.folder is None:
             return
         clock = time.monotonic()
@@ -52,8 +56,12 @@ class JobRecord:
             return
         self._written[kind, name] = clock
         path = self._path(kind, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, json.dumps({"name": name, **values}), synced=synced)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(path, json.dumps({"name": name, **values}), synced=synced)
+        except OSError:
+            if now:
+                raise
 
     def get(self, kind: str, name: str) -> dict[str, Any] | None:
         """What is stored as ``kind``/``name``."""
