@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 from apache_beam.runners.worker import statesampler
-from apache_beam.runners.worker.bundle_processor import BundleProcessor, FnApiUserStateContext, SynchronousBagRuntimeState
+from apache_beam.runners.worker.bundle_processor import BundleProcessor
 from apache_beam.runners.worker.operations import SdfProcessSizedElements
 
 from streamgauge.transforms.pace import PACE
@@ -25,8 +25,6 @@ def quick_bundles() -> None:
       bundle only when that thread has slept enough: up to a sixth of the bundle's length.
     - It reports some dozen metrics of each bundle, times and sizes of every step, which the JVM adds up: a millisecond on each side. Ours are those that
       the steps count themselves (events_read, rows_written, ...).
-    - It writes a bundle's changes of state one after the other, and waits for Flink's answer each time: a millisecond or two, of which the most is spent on waking threads.
-      Thousands of windows that get their first events in one bundle took half a minute, with both sides idle.
     - A full collection of garbage walks through all that was ever imported, a tenth of a second in which nothing else runs.
 
     It also tells of bundles that do not read: see pace.py.
@@ -36,7 +34,6 @@ def quick_bundles() -> None:
     statesampler.StateSampler.stop = _stop
     BundleProcessor.monitoring_infos = _own_counters
     BundleProcessor.process_bundle = _process_bundle
-    FnApiUserStateContext.commit = _commit
     gc.collect()
     gc.freeze()
 
@@ -64,18 +61,3 @@ def _process_bundle(self: BundleProcessor, *arguments: Any) -> Any:
 
 def _own_counters(self: BundleProcessor) -> list[Any]:
     return [info for name, step in self.ops.items() for info in step.user_monitoring_infos(name).values()]
-
-
-def _commit(self: FnApiUserStateContext) -> None:
-    """Everything is sent before the first answer is waited for. Flink answers in that order."""
-    answers = []
-    for state in self._all_states.values():
-        if type(state) is not SynchronousBagRuntimeState:
-            state.commit()
-            continue
-        if state._cleared:
-            answers.append(state._state_handler.clear(state._state_key))
-        if state._added_elements:
-            answers.append(state._state_handler.extend(state._state_key, state._value_coder.get_impl(), state._added_elements))
-    for answer in answers:
-        answer.get()
