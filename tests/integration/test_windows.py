@@ -184,7 +184,7 @@ def test_killed_and_resumed(tmp_path: Path, emit: str) -> None:
         until(lambda: sum(values["position"] for values in JobRecord(folder / "record").all("splits")) == sum(positions.values()), f"all is read ({read()})", of=command)
         with Command(tmp_path, "drain", "m.yaml") as drained:
             assert drained.wait() == 0, drained.err
-        assert command.wait(100) == 0, command.err
+        assert command.wait() == 0, command.err
     check(tmp_path, made)
 
 
@@ -209,7 +209,7 @@ def test_final_rows_of_sliding_windows_wait_for_nothing_but_their_end(tmp_path: 
     """Events come in step with the clock; the watermark that a row tells is that of its window's end, not of a later one's."""
     (tmp_path / "m.yaml").write_text(PACED)
     with Command(tmp_path, "run", "m.yaml") as command:
-        assert command.wait(100) == 0, command.err
+        assert command.wait() == 0, command.err
     rows = stored(tmp_path / "out.db", "SELECT DISTINCT window_end, watermark FROM m WHERE final ORDER BY 1")
     on_time = [end for end, watermark in rows if moment(watermark) == moment(end) - 1000]
     # The end of the input closes three more.
