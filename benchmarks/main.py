@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--json", type=Path, help="Write the figures as a list of objects to this file.")
     made.add_argument("--compare", type=Path, help="Also show the figures as multiples of those in this file, which an earlier run wrote with --json.")
     made.add_argument("--stages", action="store_true", help="Instead: CPU time an event of each step alone, without Flink.")
-    made.add_argument("--windows", nargs="*", choices=windows.PARTS, help="Instead: what keys, sessions and sliding windows cost; no Kafka. All, or those named.")
+    made.add_argument("--windows", nargs="*", choices=windows.PARTS, help="Instead: what keys, sessions, sliding windows and windows with hardly an event cost; no Kafka. All, or those named.")
     made.add_argument("--aggregates", action="store_true", help="Instead: CPU time an event and state a key of each aggregate; no Kafka.")
     made.add_argument("--variants", nargs="*", choices=variants.VARIANTS, metavar="VARIANT", help=f"Instead: one thing changed at a time. All, or those named: {', '.join(variants.VARIANTS)}.")
     made.add_argument("--instructions", action="store_true", help="Instead: machine instructions an event of the kernels, beside those of an earlier commit; --write keeps them for later ones.")

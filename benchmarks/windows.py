@@ -95,6 +95,7 @@ def _job(case: Case, events: int, start: float, folder: Path) -> Measured:
     cost = jobs.measure(case, events, folder)
     # With size/every = n, each event is in n windows.
     windows = int(case.window["sliding"]["size"][:-1]) if "sliding" in case.window else 1
+    # ``start`` is that of a run of FEW events; where there are fewer, and each costs a thousand times as much, those are nothing.
     return (cost.cpu_s - start) * 1e9 / (events - FEW if events > FEW else events), cost.peak_mb, events / cost.seconds, cost.counted == events * windows
 
 

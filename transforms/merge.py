@@ -78,9 +78,10 @@ class Results:
 
     def of(self, partials: Partials, merged: Sequence[Merged]) -> Iterator[tuple[int, Any]]:
         if len(merged) > 1 and partials.metric.limit is None:
-            bounds = [(each.start, each.end) for each in merged]
+            starts, ends = [each.start for each in merged], [each.end for each in merged]
             finals, watermarks = [each.final for each in merged], [each.watermark for each in merged]
-            yield from enumerate(self._rows.of_each(partials, [each.changed for each in merged], bounds, finals, watermarks))
+            changed = [each.changed for each in merged]
+            yield from enumerate(self._rows.of_each(partials, changed, starts, ends, finals=finals, watermarks=watermarks))
             return
         for number, each in enumerate(merged):
             elements = self._rows.of(each.key, partials, each.changed, each.start, each.end, final=each.final, watermark=each.watermark, gone=each.gone)
@@ -88,7 +89,7 @@ class Results:
                 yield number, element
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Due:
     """A slice of which results are due.
 
@@ -193,7 +194,10 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
         yield from self._tell()
         changes, self._changes, self._merged = self._changes, {}, {}
         due = [
-            _Due(shard, change.window, change.timestamp, change.told, change.new, change.final, False, self._progress.watermark)
+            _Due(
+                key=shard, window=change.window, timestamp=change.timestamp, told=change.told, new=change.new, final=change.final, whole=False,
+                watermark=self._progress.watermark,
+            )
             for (shard, _), change in changes.items()
         ]  # fmt: skip
         merged = self._merge(due)
@@ -255,7 +259,10 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
             yield from self._emit(key, partials, window, fired, final=True)
         elif not change.final:  # else it is a correction, and told at the bundle's end
             del self._changes[place]
-            yield from self._rewritten(partials, _Due(key, window, fired, change.told, change.new, True, True, self._progress.watermark))
+            due = _Due(
+                key=key, window=window, timestamp=fired, told=change.told, new=change.new, final=True, whole=True, watermark=self._progress.watermark
+            )  # fmt: skip
+            yield from self._rewritten(partials, due)
 
     @on_timer(EMIT)
     def periodic(
@@ -303,7 +310,8 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
         if not stored or (not new and (was_final or not final)):
             return
         due = _Due(
-            key, window, timestamp, self._told(stored), self._decode(new), final or was_final, final and not was_final, self._progress.watermark,
+            key=key, window=window, timestamp=timestamp, told=self._told(stored), new=self._decode(new), final=final or was_final,
+            whole=final and not was_final, watermark=self._progress.watermark,
         )  # fmt: skip
         # A rewrite costs more than the next reader saves on a few partials.
         if len(stored) > COMPACT_BEYOND:
@@ -333,7 +341,7 @@ class MergeDoFn(beam.DoFn):  # type: ignore[misc]
 
     def _merge(self, due: Sequence[_Due]) -> list[Merged]:
         merged = []
-        for each, (rows, changed, gone) in zip(due, self._partials.merge_each([(each.told, each.new) for each in due]) if due else (), strict=True):
+        for each, (rows, changed, gone) in zip(due, self._partials.merge_each([(each.told, each.new) for each in due]), strict=True):
             told = rows if each.whole or changed.all() else rows.filter(pa.array(changed))
             merged.append(Merged(each.key, rows, told, gone, each.window.start.micros, self._end(each.window), each.final, each.watermark))
         return merged

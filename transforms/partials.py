@@ -198,7 +198,7 @@ class Partials:
     def merge_each(self, parts: Sequence[Part]) -> list[tuple[pa.RecordBatch, npt.NDArray[np.bool_], pa.RecordBatch | None]]:
         """What ``merge_changed`` gives of each part: many small ones cost little more than one."""
         sizes = np.array([[sum(batch.num_rows for batch in batches) for batches in part] for part in parts])
-        if len(parts) == 1 or self.metric.limit is not None or sizes.sum() >= MANY_ROWS:
+        if len(parts) < 2 or self.metric.limit is not None or sizes.sum() >= MANY_ROWS:
             return [self.merge_changed(old, new) for old, new in parts]
         rows = concatenated([batch for old, new in parts for batch in (*old, *new)])
         part = np.repeat(np.arange(len(parts)), sizes.sum(axis=1))
@@ -293,8 +293,7 @@ class Partials:
         columns: list[Any] = [
             pa.repeat(self.metric.name, rows), _stamps(window_start, rows), _stamps(window_end, rows), *self.keys(merged)[: len(self.metric.by)],
             *(_plain(aggregate.result(table).cast(aggregate.type)) for aggregate in self.metric.aggregates.values()),
-            events, events if revision is None else pa.array(revision), _per_row(final, rows),
-            watermark.cast(EVENT_TIME_TYPE) if isinstance(watermark, pa.Array) else pa.repeat(pa.scalar(watermark, EVENT_TIME_TYPE), rows),
+            events, events if revision is None else pa.array(revision), _per_row(final, rows), _stamps(watermark, rows),
         ]  # fmt: skip
         if self.metric.withdraws:
             gone = np.zeros(rows, np.bool_) if withdrawn is None else withdrawn
@@ -366,8 +365,10 @@ def _runs(changes: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def _stamps(bound: Bound, rows: int) -> pa.Array:
-    return pa.repeat(pa.scalar(bound, EVENT_TIME_TYPE), rows) if isinstance(bound, int) else pa.array(bound).cast(EVENT_TIME_TYPE)
+def _stamps(moment: Bound | pa.Array | None, rows: int) -> pa.Array:
+    if moment is None or isinstance(moment, int):
+        return pa.repeat(pa.scalar(moment, EVENT_TIME_TYPE), rows)
+    return pa.array(moment).cast(EVENT_TIME_TYPE)
 
 
 def _per_row(value: bool | npt.NDArray[np.bool_], rows: int) -> pa.Array:

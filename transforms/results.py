@@ -52,15 +52,14 @@ class ResultRows:
             yield partials.results(gone, start, end, final=final, watermark=watermark, revision=revision, withdrawn=withdrawn, shard=shard)
 
     def of_each(
-        self, partials: Partials, merged: Sequence[pa.RecordBatch], bounds: Sequence[tuple[int, int]], finals: Sequence[bool], watermarks: Sequence[int | None],
+        self, partials: Partials, merged: Sequence[pa.RecordBatch], starts: Sequence[int], ends: Sequence[int], *,
+        finals: Sequence[bool], watermarks: Sequence[int | None],
     ) -> list[pa.RecordBatch]:  # fmt: skip
         """The rows of each, of metrics without a limit on keys: at the cost of one."""
         sizes = [each.num_rows for each in merged]
-        starts, ends = np.repeat(np.array(bounds, np.int64).reshape(-1, 2), sizes, axis=0).T
-        # Without a copy of its own each column would be every second number of one.
+        watermark = pa.array(watermarks, pa.int64()).take(pa.array(np.repeat(np.arange(len(sizes)), sizes)))
         rows = partials.results(
-            concatenated(merged), starts.copy(), ends.copy(), final=np.repeat(finals, sizes),
-            watermark=pa.array(watermarks, pa.int64()).take(pa.array(np.repeat(np.arange(len(sizes)), sizes))),
+            concatenated(merged), np.repeat(starts, sizes), np.repeat(ends, sizes), final=np.repeat(finals, sizes), watermark=watermark
         )  # fmt: skip
         edges = np.concatenate([[0], np.cumsum(sizes)]).tolist()
         return [rows.slice(first, last - first) for first, last in pairwise(edges)]

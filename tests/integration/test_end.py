@@ -20,6 +20,7 @@ from streamgauge.transforms import AggregateWindows, ReadEvents, WriteResults
 from streamgauge.transforms import read as read_module
 from streamgauge.transforms.batch import BatchType
 from streamgauge.transforms.record import JobRecord
+from tests.integration.test_windows import moment
 from tests.running import stored
 
 pytestmark = pytest.mark.integration
@@ -62,7 +63,8 @@ def follow(folder: Path, flink: EmbeddedFlink, made: beam.Pipeline) -> str:
 
 def check(folder: Path, events: int) -> None:
     found = stored(folder / "out.db", "SELECT window_start, key, n, final FROM m")
-    assert sorted((key, n, final) for _, key, n, final in found) == sorted((f"k{number % 7}", 1, 1) for number in range(events))
+    wanted = [(number * STEP // (60 * S) * (60 * S), f"k{number % 7}", 1, 1) for number in range(events)]
+    assert sorted((moment(start), key, n, final) for start, key, n, final in found) == sorted(wanted)
 
 
 def test_a_failed_checkpoint_restarts_no_job(tmp_path: Path) -> None:
