@@ -34,7 +34,7 @@ setup(
     ],
     package_dir={"streamgauge.pipelines": "pipelines", "streamgauge.templates": "templates", "streamgauge.transforms": "transforms"},
     package_data={
-        "streamgauge.pipelines.services": ["jars.lock", "java_sources/**/*.java", "java_cluster/**/*.java"],
+        "streamgauge.pipelines.services": ["jars.lock", "java_sources/**/*.java", "java_sources/META-INF/services/*", "java_cluster/**/*.java"],
         "streamgauge.templates": ["jobs/*.yaml"],
     },
     install_requires=[

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from streamgauge.pipelines.run_state import Run, last_run, remember, start_anew,
 from streamgauge.pipelines.services.flink import EmbeddedFlink, flink_options, latest_checkpoint
 from streamgauge.pipelines.services.quick_bundles import quick_bundles
 from streamgauge.transforms.dead_letter import SCHEMA as DEAD_LETTER_SCHEMA
+from streamgauge.transforms.formats.compiled import load_numba
 from streamgauge.transforms.record import JobRecord
 from streamgauge.transforms.reduce import late_schema
 from streamgauge.transforms.rows import RowSpec
@@ -175,10 +177,13 @@ def _run_embedded(job: Job, folder: Path, fresh: bool, replay: bool, options: li
         if checkpoint is None or run not in checkpoint.parents:
             shutil.rmtree(run, ignore_errors=True)
     remember(folder, Run(job.fingerprint))
-    flink.start()
+    with ThreadPoolExecutor(1) as beside:  # what can be done while Flink comes up
+        pipeline = beside.submit(build, job, folder, [*flink.pipeline_options(), *known, *options])
+        beside.submit(load_numba)
+        flink.start()
     # Bundles that the end of Flink cuts off fail too.
     with stderr_to(folder / "worker.log"), flink, interrupts() as interrupted:
-        result = build(job, folder, [*flink.pipeline_options(), *known, *options]).run()
+        result = pipeline.result().run()
         follower = Follower(flink, record, job.name, shown, embedded_state(flink, lambda: str(result.state)))
         ended = follower.follow(interrupted)
         if ended == "done":

@@ -32,5 +32,7 @@ if [ ! -x .venv/bin/python ] || [ "$(cat .venv/stamp 2>/dev/null)" != "$stamp" ]
         fail "Streamgauge itself could not be installed: see pip's message above."
     printf '%s' "$stamp" >.venv/stamp
 fi
+# The tests start hundreds of processes: each would compile our modules anew.
+unset PYTHONDONTWRITEBYTECODE
 # shellcheck disable=SC1091
 . .venv/bin/activate

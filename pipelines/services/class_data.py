@@ -1,8 +1,8 @@
 """Class data sharing (AppCDS): servers start in half the time from the second start on.
 
-The first server of a kind lists the classes it loads. When it has stopped, a process of low priority
-writes them into an archive in the cache, which the next ones map into memory. The JVM checks itself
-that the archive fits (Java, class path, jars) and goes without it otherwise.
+The first server of a kind lists the classes that its processes load. When it has stopped, a process of
+low priority writes them into an archive in the cache, which the next ones map into memory. The JVM
+checks itself that the archive fits (Java, class path, jars) and goes without it otherwise.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ClassData:
     Args:
         name: of the server, part of the archive's name.
         jars: its class path, which `class_path` then holds.
-        record: whether to make the archive if there is none; the caller then calls `finish` after the server's end.
+        record: whether to make the archive if there is none; the caller then calls `finish`, or runs `writer`, after the server's end.
     """
 
     def __init__(self, name: str, jars: list[Path], record: bool = True) -> None:
@@ -50,24 +50,30 @@ class ClassData:
         """JVM flags that use the archive if there is one."""
         return [f"-XX:SharedArchiveFile={self._archive}", "-Xshare:auto"] if self._archive.exists() else []
 
-    def flags(self) -> list[str]:
-        """JVM flags that use the archive, or record the classes for one."""
-        return [f"-XX:DumpLoadedClassList={self._list}"] if self._list else self.use()
+    def flags(self, process: str = "main") -> list[str]:
+        """JVM flags that use the archive, or list the classes for one; `process` tells those of a server apart."""
+        return [f"-XX:DumpLoadedClassList={self._list}.{process}"] if self._list else self.use()
 
-    def finish(self) -> None:
-        """After the server's end: have the archive written, in the background (5 to 15 seconds of one core)."""
-        recorded, self._list = self._list, None
-        if recorded is None or not recorded.exists():
-            return
+    def writer(self) -> list[str] | None:
+        """The command that writes the archive (5 to 15 seconds of one core) from what was listed; None where nothing is."""
+        if self._list is None:
+            return None
         part = self._archive.with_suffix(f".part.{os.getpid()}")
         command = java(
             "-Xshare:dump",
-            f"-XX:SharedClassListFile={recorded}",
+            f"-XX:SharedClassListFile={self._list}",
             f"-XX:SharedArchiveFile={part}",
             *("-cp", self.class_path),
         )
+        return [sys.executable, "-I", "-S", str(WRITER), str(self._list), str(part), str(self._archive), *command]
+
+    def finish(self) -> None:
+        """After the server's end: have the archive written, in the background."""
+        command, self._list = self.writer(), None
+        if command is None:
+            return
         subprocess.Popen(
-            [sys.executable, "-I", "-S", str(WRITER), str(recorded), str(part), str(self._archive), *command],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

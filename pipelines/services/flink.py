@@ -24,6 +24,8 @@ BUNDLE_ELEMENTS = 1000
 WATERMARK_MS = 20
 GOES_ON = "--fail_on_checkpointing_errors"
 """Turns that off, as a bare flag does for what is on by default. On, any failed checkpoint would restart the job, whatever Flink's configuration says."""
+NO_PIP_FREEZE = "--experiments=disable_logging_submission_environment"
+"""Beam would run it for a log of its own, a second at each start."""
 
 
 class EmbeddedFlink(JavaServer, FlinkRest):
@@ -161,6 +163,7 @@ def flink_options(parallelism: int, checkpoint_interval_ms: int) -> list[str]:
         "--object_reuse",
         # State is read once, so there is nothing to cache; and the cache weighs each entry by walking all modules (0.4 ms).
         "--max_cache_memory_usage_mb=0",
+        NO_PIP_FREEZE,
     ]
 
 
@@ -172,7 +175,7 @@ def latest_checkpoint(folder: Path | str) -> Path | None:
 
 def silence_unknown_options() -> None:
     """Drop Beam's warnings about options of ours that only the Java side of the runner knows."""
-    names = {option.split("=")[0] for option in (GOES_ON, *flink_options(1, 1))}
+    names = {option.split("=")[0] for option in (GOES_ON, *flink_options(1, 1)) if option != NO_PIP_FREEZE}
 
     def keep(record: logging.LogRecord) -> bool:
         text = record.getMessage()

@@ -22,7 +22,7 @@ from streamgauge.pipelines.services.flink_conf import common, opens
 from streamgauge.pipelines.services.flink_rest import FlinkRest
 from streamgauge.pipelines.services.flink_submit import WORKERS_KEY
 from streamgauge.pipelines.services.java import java
-from streamgauge.pipelines.services.patches import cluster_jar, flink_jars
+from streamgauge.pipelines.services.patches import cluster_jar, flink_jars, rpc_jar
 from streamgauge.pipelines.services.process import HOST, Service, lasting_ports, port_open
 from streamgauge.pipelines.services.server import JavaServer
 
@@ -125,7 +125,7 @@ class FlinkCluster(JavaServer, FlinkRest):
             return self
         if port_open(self.workers_port):
             raise ServiceError(f"Port {self.workers_port}, at which this cluster's jobs look for Python workers, is taken; stop who listens there.")
-        shared = self._shared = ClassData("cluster", class_path(self._progress), record=not self._detached)
+        shared = ClassData("cluster", class_path(self._progress))
         conf = self.folder / "conf"
         for folder in (self.checkpoints_folder, self.savepoints_folder, self.logs_folder, conf, self.folder / "tmp", self.folder / "zookeeper"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ class FlinkCluster(JavaServer, FlinkRest):
             "tickTime=1000\nmaxClientCnxns=0\nadmin.enableServer=false\nautopurge.purgeInterval=1\n"
         )
         plan = self.folder / "parts.json"
-        plan.write_text(json.dumps({"status": str(self._status_path), "parts": self._plan(shared)}, indent=1))
+        plan.write_text(json.dumps({"status": str(self._status_path), "parts": self._plan(shared), "after": shared.writer()}, indent=1))
         self._status_path.unlink(missing_ok=True)
         self._service = Service(
             "The Flink cluster", [sys.executable, "-I", "-S", str(SUPERVISOR), str(plan)], self.log_path,
@@ -211,27 +211,26 @@ class FlinkCluster(JavaServer, FlinkRest):
         pool = [sys.executable, "-m", "streamgauge.pipelines.services.worker_pool", "--port", str(self.workers_port)]
         return [
             # Last to go: a JobManager that cannot say goodbye is waited for at the next start.
-            {**self._java("zookeeper", shared, ["-Xmx96m"], ZOOKEEPER, [str(self.folder / "conf" / "zookeeper.cfg")], first=False), "last": True},
+            {**self._java("zookeeper", shared, ["-Xmx96m"], ZOOKEEPER, [str(self.folder / "conf" / "zookeeper.cfg")]), "last": True},
             {"name": "workers", "command": pool, "log": str(self.logs_folder / "workers.log"), "env": environment},
-            self._java("jobmanager", shared, ["-Xmx512m", "-XX:MaxMetaspaceSize=256m"], JOB_MANAGER, conf, first=True),
-            *(
-                self._java(name, shared, task_manager_memory, TASK_MANAGER, conf, first=False) for name in managers
-            ),
+            self._java("jobmanager", shared, ["-Xmx512m", "-XX:MaxMetaspaceSize=256m"], JOB_MANAGER, conf),
+            *(self._java(name, shared, task_manager_memory, TASK_MANAGER, conf) for name in managers),
         ]
 
-    def _java(self, name: str, shared: ClassData, memory: list[str], main: str, arguments: list[str], *, first: bool) -> dict[str, object]:
-        """One of the JVMs; ``first`` records the classes to share, for the next start."""
+    def _java(self, name: str, shared: ClassData, memory: list[str], main: str, arguments: list[str]) -> dict[str, object]:
+        """One of the JVMs."""
         command = java(
             *memory,
-            # The optimising compiler costs more than it can save here: events never pass through the JVM one by one.
+            # The optimising compiler and a concurrent collector cost more than they can save here: events never pass through the JVM one by one.
             "-XX:TieredStopAtLevel=1",
+            "-XX:+UseSerialGC",
             "-XX:+ExitOnOutOfMemoryError",
             *opens(),
             "-Djava.net.preferIPv4Stack=true",
             f"-Djava.io.tmpdir={self.folder / 'tmp'}",
             f"-Dlog.file={self.logs_folder / f'{name}.log'}",
             f"-Dlog4j.configurationFile={self.folder / 'conf' / 'log4j2.properties'}",
-            *(shared.flags() if first else shared.use()),
+            *shared.flags(name),
             *("-cp", shared.class_path, main, *arguments),
         )
         return {"name": name, "command": command, "log": str(self.logs_folder / f"{name}.out")}
@@ -250,7 +249,8 @@ def class_path(progress: bool = True) -> list[Path]:
     distribution = Path(next(iter(pyflink.__path__))) / "lib"
     patch, *jars = flink_jars(progress)
     own = [jar for jar in sorted(distribution.glob("*.jar")) if jar.name.startswith(("flink-dist-", "log4j-"))]
-    found = [patch, *own, *(jar for jar in jars if not jar.name.startswith(_DISTRIBUTION_HAS))]
+    rpc = rpc_jar(next(jar for jar in own if jar.name.startswith("flink-dist-")))
+    found = [patch, *own, *(jar for jar in jars if not jar.name.startswith(_DISTRIBUTION_HAS)), rpc]
     return [cluster_jar(found, progress), *found]
 
 

@@ -1,4 +1,4 @@
-"""Java classes of ours, compiled once into the cache: those that go before Beam's on the class path, and those that a cluster runs."""
+"""The class path of Flink: classes of ours, compiled once into the cache, before Beam's and Flink's."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from streamgauge.pipelines.services.java import run_java
 SOURCES = Path(__file__).with_name("java_sources")
 CLUSTER_SOURCES = Path(__file__).with_name("java_cluster")
 RUNNER = "beam-runners-flink-1.19"
+RPC_LOADER = "flink-rpc-akka-loader"
+RPC_JAR = "flink-rpc-akka.jar"
 # Fixed, so that the jar's bytes depend on the sources and the compiler alone.
 ZIP_TIME = (2020, 1, 1, 0, 0, 0)
 
 
 def flink_jars(progress: bool = True, patched: bool = True) -> list[Path]:
-    """The class path of the Flink job server: our patch first, then the locked jars.
+    """The class path of the Flink job server: our patch first, then the locked jars, then Flink's RPC system.
 
     Args:
         progress: as for `fetch`.
@@ -30,7 +32,20 @@ def flink_jars(progress: bool = True, patched: bool = True) -> list[Path]:
         ServiceError: a jar cannot be had or the patch does not compile.
     """
     jars = fetch("flink", progress)
-    return [patch_jar(jars, progress), *jars] if patched else jars
+    return [patch_jar(jars, progress), *jars, rpc_jar(next(jar for jar in jars if jar.name.startswith(RPC_LOADER)))] if patched else jars
+
+
+def rpc_jar(carrier: Path) -> Path:
+    """Flink's RPC system, unpacked into the cache from the jar that carries it (see RpcOnClassPath.java).
+
+    Args:
+        carrier: Flink's loader of it, or a distribution.
+    """
+    target = cache_folder() / "patches" / f"{carrier.stem}-unpacked.jar"
+    if not target.exists():
+        with locked(target.parent / ".lock"), zipfile.ZipFile(carrier) as jar, tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            Path(jar.extract(RPC_JAR, folder)).replace(target)
+    return target
 
 
 def cluster_jar(jars: list[Path], progress: bool = True) -> Path:
@@ -39,21 +54,22 @@ def cluster_jar(jars: list[Path], progress: bool = True) -> Path:
 
 
 def patch_jar(jars: list[Path], progress: bool = True, folder: Path = SOURCES) -> Path:
-    """The jar of the classes under `folder`, compiled against `jars` if the cache lacks it."""
+    """The jar of the classes under `folder`, compiled against `jars` if the cache lacks it, and of its META-INF."""
     sources = sorted(folder.rglob("*.java"))
+    told = {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.glob("META-INF/**/*")) if file.is_file()}
     digest = hashlib.sha256()
-    for source in sources:
-        digest.update(source.read_bytes())
+    for content in (*(source.read_bytes() for source in sources), *told.values()):
+        digest.update(content)
     version = version_of("flink", RUNNER)
     target = cache_folder() / "patches" / f"{RUNNER}-{version}-{digest.hexdigest()[:16]}.jar"
     if not target.exists():
         with locked(target.parent / ".lock"):
             if not target.exists():
-                _compile(sources, jars, fetch("ecj", progress), target)
+                _compile(sources, told, jars, fetch("ecj", progress), target)
     return target
 
 
-def _compile(sources: list[Path], jars: list[Path], compiler: list[Path], target: Path) -> None:
+def _compile(sources: list[Path], told: dict[str, bytes], jars: list[Path], compiler: list[Path], target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         classes = Path(folder) / "classes"
         try:
@@ -65,6 +81,7 @@ def _compile(sources: list[Path], jars: list[Path], compiler: list[Path], target
             raise ServiceError(f"Streamgauge's patch of Beam's Flink runner does not compile. {error}") from None
         part = Path(folder) / target.name
         with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as jar:
-            for file in sorted(classes.rglob("*.class")):
-                jar.writestr(zipfile.ZipInfo(str(file.relative_to(classes)), ZIP_TIME), file.read_bytes())
+            compiled = {str(file.relative_to(classes)): file.read_bytes() for file in sorted(classes.rglob("*.class"))}
+            for name, content in {**compiled, **told}.items():
+                jar.writestr(zipfile.ZipInfo(name, ZIP_TIME), content)
         part.replace(target)

@@ -4,8 +4,9 @@ Standard library only, since it may be the only process that is not killed in a 
 written to the file's ``status`` path on every change. SIGTERM ends all parts, last started first, and then itself; the
 parts are in its process group, so that killing the group leaves nothing.
 
-Format of FILE (JSON): ``{"status": PATH, "parts": [{"name", "command": [...], "log": PATH, "env": {...}, "last": bool}, ...]}``.
-A part that is ``last`` does not hear the SIGTERM that its group gets, and is killed when all others have ended.
+Format of FILE (JSON): ``{"status": PATH, "parts": [{"name", "command": [...], "log": PATH, "env": {...}, "last": bool}, ...], "after": [...] or null}``.
+A part that is ``last`` does not hear the SIGTERM that its group gets, and is killed when all others have ended. Then the command
+``after`` is started, which outlives the supervisor.
 Format of the status: ``{NAME: {"pid": int or null, "started": epoch seconds, "restarts": int, "code": last exit code or null}}``.
 """
 
@@ -107,6 +108,8 @@ def main() -> int:
     deadline = time.monotonic() + GRACE_S
     for part in reversed(parts):  # what is last stands first
         part.wait(max(deadline - time.monotonic(), 0.0))
+    if config.get("after"):
+        subprocess.Popen(config["after"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     return 0
 
 

@@ -1,9 +1,9 @@
 """The Python workers of a Flink cluster: ``python -m streamgauge.pipelines.services.worker_pool --port N``.
 
 TaskManagers ask this pool for workers (Beam's environment type EXTERNAL). Beam's own pool starts ``python`` from the PATH and lets
-a frozen worker live; this one runs workers on this interpreter, forked from a process that has imported everything
-(a worker is there in a tenth of a second instead of three), and ends them by SIGKILL: a worker that was frozen and replaced must
-not wake up again.
+a frozen worker live; this one runs workers on this interpreter, forked from a process that has imported everything while the
+cluster came up (a worker is there in a tenth of a second instead of three), and ends them by SIGKILL: a worker that was frozen
+and replaced must not wake up again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import traceback
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 
 import grpc
@@ -40,6 +41,7 @@ class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):  # type
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(_PRELOADED)
+        forkserver.ensure_running()
         self._workers: dict[tuple[str, str], BaseProcess] = {}
         self._lock = threading.Lock()
 

@@ -171,6 +171,7 @@ def test_delays_and_watermarks_keep_their_milliseconds_and_restore_goes_on(tmp_p
     with EmbeddedFlink(tmp_path, parallelism=2) as flink, job(flink, 3, 0.1) as job_id:
         wait_for(lambda: min(map(len, CALLS.values())) > 60, 60)
         first = completed(flink, job_id, after=2)
+        assert not list((tmp_path / "tmp").glob("flink-rpc*"))  # where Flink's own loader unpacks its RPC system
         leader = psutil.Process(flink.pid)
         sockets = [c for p in leader.children(recursive=True) for c in p.net_connections("tcp")]
         assert {c.laddr.ip for c in sockets if c.status == psutil.CONN_LISTEN} == {"127.0.0.1"}

@@ -53,6 +53,16 @@ def kernel(function: F) -> F:
         return compiled(function)
 
 
+@kernel
+def _nothing(number: int) -> int:
+    return number
+
+
+def load_numba() -> None:
+    """Has Numba load what it needs at the first kernel (0.3 s of CPU), where there is time for it."""
+    _nothing(0)
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def _address(typing: Any, array: Any) -> Any:
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

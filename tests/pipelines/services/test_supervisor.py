@@ -26,7 +26,7 @@ def sleeper(name: str, folder: Path, **more: Any) -> dict[str, Any]:
 def started(tmp_path: Path) -> Any:
     status = tmp_path / "status.json"
     plan = tmp_path / "plan.json"
-    plan.write_text(json.dumps({"status": str(status), "parts": [sleeper("first", tmp_path, last=True), sleeper("second", tmp_path)]}))
+    plan.write_text(json.dumps({"status": str(status), "parts": [sleeper("first", tmp_path, last=True), sleeper("second", tmp_path)], "after": ["touch", str(tmp_path / "after")]}))
     process = subprocess.Popen([sys.executable, supervisor.__file__, str(plan)])
     until(status.exists, "the status is written")
     yield process, status, tmp_path
@@ -47,7 +47,7 @@ def test_a_part_that_dies_is_started_again(started: Any) -> None:
 
 
 def test_all_parts_end_with_it_and_the_last_one_does_not_hear_sigterm(started: Any) -> None:
-    process, status, _ = started
+    process, status, folder = started
     pids = {name: state["pid"] for name, state in json.loads(status.read_text()).items()}
     os.kill(pids["first"], signal.SIGTERM)
     time.sleep(0.3)
@@ -55,3 +55,4 @@ def test_all_parts_end_with_it_and_the_last_one_does_not_hear_sigterm(started: A
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
     assert not any(psutil.pid_exists(pid) for pid in pids.values())
+    until((folder / "after").exists, "what is for afterwards has run")
