@@ -293,7 +293,7 @@ class _SeenDoFn(beam.DoFn):  # type: ignore[misc]
             for verdict, counter in self._counters.items():
                 counter.inc(self._found[verdict])
             values = {"by": self._by, "events": self._counts[DUPLICATE], "unjudged": self._counts[UNJUDGED], "without_id": self._counts[NO_ID]}
-            self._record.put("duplicates", f"{','.join(self._by)}-{self._record.writer}", values, now=True)
+            self._record.put_own("duplicates", ",".join(self._by), values, now=True)
 
     def _shard(self, key: bytes, log: Any, generation: Any) -> _Shard:
         """The index that belongs to the state: that of this bundle, or of the one before, or made from the log."""

@@ -209,7 +209,7 @@ class _MapDoFn(beam.DoFn):  # type: ignore[misc]
         self._write(now=bool(rejected))
 
     def _write(self, *, now: bool) -> None:
-        self._record.put("maps", f"{self._step}-{self._record.writer}", {"step": self._step, **self._counts}, now=now)
+        self._record.put_own("maps", self._step, {"step": self._step, **self._counts}, now=now)
 
 
 def letters(events: pa.RecordBatch, failed: dict[int, RowFailed], step: str) -> pa.RecordBatch:

@@ -27,19 +27,15 @@ DEAD_LETTERS = "dead_letters"
 
 
 class JobRecord:
-    """Reads and writes the record of one job; ``folder`` None keeps nothing.
-
-    Attributes:
-        writer: for names of what is counted here and nowhere else. Neither a process number nor an address in memory will do: both are given again, and what
-            the one before had counted would be overwritten.
-    """
+    """Reads and writes the record of one job; ``folder`` None keeps nothing."""
 
     def __init__(self, folder: str | os.PathLike[str] | None) -> None:
         self.folder = None if folder is None else Path(folder)
-        self.writer = uuid.uuid4().hex
+        # Neither a process number nor an address in memory will do: both are given again, and what the one before had counted would be overwritten.
+        self._writer = uuid.uuid4().hex
         self._written: dict[tuple[str, str], float] = {}
         self._paths: dict[tuple[str, str], Path] = {}
-        self._drain = None if self.folder is None else str(self.folder / "drain")
+        self._drain = None if self.folder is None else self.folder / "drain"
 
     def put(
         self, kind: str, name: str, values: dict[str, Any], *, now: bool = False, every: float = WRITE_EVERY_SECONDS, synced: bool = False
@@ -62,6 +58,10 @@ class JobRecord:
         except OSError:
             if now:
                 raise
+
+    def put_own(self, kind: str, label: str, values: dict[str, Any], *, now: bool = False) -> None:
+        """Store what this object alone counts, beside what others count under the same ``label``. Raises as `put`."""
+        self.put(kind, f"{label}-{self._writer}", values, now=now)
 
     def get(self, kind: str, name: str) -> dict[str, Any] | None:
         """What is stored as ``kind``/``name``."""
@@ -94,19 +94,19 @@ class JobRecord:
 
     def ask_to_drain(self) -> None:
         """Tell the readers to end their splits where they are: all windows then close."""
-        if self.folder is None:
+        if self._drain is None:
             raise ValueError("a job without a record folder cannot be drained")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "drain").touch()
+        self._drain.parent.mkdir(parents=True, exist_ok=True)
+        self._drain.touch()
 
     def draining(self) -> bool:
         """Whether readers shall end."""
-        return self._drain is not None and os.path.exists(self._drain)  # asked at each batch: without a Path
+        return self._drain is not None and os.path.exists(self._drain)  # asked at each batch: cheaper than Path.exists
 
     def keep_reading(self) -> None:
         """Take back `ask_to_drain`."""
-        if self.folder is not None:
-            (self.folder / "drain").unlink(missing_ok=True)
+        if self._drain is not None:
+            self._drain.unlink(missing_ok=True)
 
     def clear(self, *, dead_letters: bool = True) -> None:
         """Forget what an earlier run left, its dead letters included unless told otherwise."""
@@ -114,5 +114,6 @@ class JobRecord:
             return
         if dead_letters:
             shutil.rmtree(self.folder / DEAD_LETTERS, ignore_errors=True)
-        for path in (*self.folder.glob("*/*.json"), self.folder / "drain"):
+        for path in self.folder.glob("*/*.json"):
             path.unlink(missing_ok=True)
+        self.keep_reading()

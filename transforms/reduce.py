@@ -208,7 +208,7 @@ class _PartialDoFn(beam.DoFn):  # type: ignore[misc]
         self._note("already_stored", self._stored_count)
 
     def _note(self, kind: str, events: int) -> None:
-        self._record.put(kind, f"{self._metric.name}-{self._record.writer}", {"metric": self._metric.name, "events": events}, now=True)
+        self._record.put_own(kind, self._metric.name, {"metric": self._metric.name, "events": events}, now=True)
 
     def _late_rows(self, events: pa.RecordBatch, slices: Times, items: Times, timestamp: Any) -> Any:
         self._late_count += events.num_rows

@@ -155,7 +155,7 @@ class _WriteDoFn(beam.DoFn):  # type: ignore[misc]
             newest = pc.max(closed.column(spec.time)).cast(pa.int64()).as_py()
             self._newest = max((value for value in (self._newest, newest) if value is not None), default=None)
         values = {"sink": self._sink.name, "kind": spec.kind, **self._counts, "newest_final": self._newest, "updated": time.time()}
-        self._record.put("sinks", f"{self._sink.name}-{self._record.writer}", values, now=now)
+        self._record.put_own("sinks", self._sink.name, values, now=now)
 
 
 def _closed(table: pa.Table, spec: RowSpec) -> pa.Table:

@@ -15,7 +15,7 @@ def test_counts_of_writers_that_live_one_after_the_other_add_up(tmp_path: Path) 
     """Instances of a step come and go, and the next one may be where the last one was in memory."""
     for _ in range(50):
         record = JobRecord(tmp_path)
-        record.put("duplicates", f"id-{record.writer}", {"events": 1}, now=True)
+        record.put_own("duplicates", "id", {"events": 1}, now=True)
         del record
     assert sum(value["events"] for value in JobRecord(tmp_path).all("duplicates")) == 50
 
