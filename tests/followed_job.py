@@ -92,7 +92,7 @@ def drain(folder: Path) -> None:
 class Feed:
     """Appends events to the input as time passes, whatever happens to the job: about 40 times ``events`` a second."""
 
-    def __init__(self, folder: Path, events: int = 500) -> None:
+    def __init__(self, folder: Path, events: int = 100) -> None:
         self._folder = folder
         self._each = events
         self._ended = threading.Event()

@@ -52,7 +52,7 @@ def test_a_job_is_listed_stopped_resumed_rescaled_and_drained_without_losing_a_r
         before = finals(tmp_path)
         until(lambda: finals(tmp_path) > before + 2 * KEYS, f"windows are closed {what}")
 
-    with Feed(tmp_path, 100) as feed:
+    with Feed(tmp_path) as feed:
         assert re.search(rf"m: started anew on {cluster.address} as job \w+, parallelism 2\n", said(tmp_path, "run", "m.yaml", *at, "--detach"))
         progress("after the start")
         (listed,) = json.loads(said(tmp_path, "jobs", *at, "--json"))
@@ -100,7 +100,7 @@ def test_a_job_is_listed_stopped_resumed_rescaled_and_drained_without_losing_a_r
 @pytest.mark.parametrize("victim", ["taskmanager-1", "jobmanager", "workers", "a worker"])
 def test_a_followed_job_survives_the_death_of(cluster: FlinkCluster, tmp_path: Path, victim: str) -> None:
     job(tmp_path)
-    with Feed(tmp_path, 100) as feed, Command(tmp_path, "run", "m.yaml", "--flink", cluster.address) as command:
+    with Feed(tmp_path) as feed, Command(tmp_path, "run", "m.yaml", "--flink", cluster.address) as command:
         until(lambda: finals(tmp_path) > 3 * KEYS, "windows are closed", of=command)
         pid = cluster.worker_pids()[0] if victim == "a worker" else next(part.pid for part in cluster.parts() if part.name == victim)
         assert pid is not None
@@ -123,7 +123,7 @@ def test_a_followed_job_survives_the_death_of(cluster: FlinkCluster, tmp_path: P
 def test_what_no_savepoint_survives_is_replayed_without_gap_or_overlap(cluster: FlinkCluster, tmp_path: Path) -> None:
     path = job(tmp_path)
     at = ("--flink", cluster.address)
-    with Feed(tmp_path, 100) as feed:
+    with Feed(tmp_path) as feed:
         for round_ in range(4):
             if round_ == 0:
                 said(tmp_path, "run", "m.yaml", *at, "--detach")
@@ -192,7 +192,7 @@ def test_a_store_that_is_away_is_named_and_nothing_is_lost(cluster: FlinkCluster
                 return [(*row[:4], int(row[4])) for row in json.loads(answer.read())["dataset"]]
             return []
 
-        with Feed(tmp_path, 100) as feed:
+        with Feed(tmp_path) as feed:
             said(tmp_path, "run", "m.yaml", *at, "--detach")
             until(stored, "rows are stored")
             questdb.stop()
@@ -248,7 +248,7 @@ def test_records_that_kafka_has_deleted_are_never_skipped_silently(cluster: Flin
 def test_checkpoints_that_keep_failing_are_told_and_end_the_job(tmp_path: Path) -> None:
     job(tmp_path)
     patience = {"restart-strategy.exponential-delay.attempts-before-reset-backoff": 1}
-    with Feed(tmp_path, 100), FlinkCluster(tmp_path / "cluster", task_managers=1, slots=2, conf=patience) as cluster:
+    with Feed(tmp_path), FlinkCluster(tmp_path / "cluster", task_managers=1, slots=2, conf=patience) as cluster:
         with Command(tmp_path, "run", "m.yaml", "--flink", cluster.address) as command:
             until(lambda: finals(tmp_path), "a row is stored", of=command)
             shutil.rmtree(cluster.checkpoints_folder)
@@ -263,7 +263,7 @@ def test_checkpoints_that_keep_failing_are_told_and_end_the_job(tmp_path: Path) 
 def test_a_cluster_comes_back_with_its_jobs(tmp_path: Path) -> None:
     job(tmp_path)
     port = None
-    with Feed(tmp_path, 100) as feed:
+    with Feed(tmp_path) as feed:
         for again in (False, True):
             with FlinkCluster(tmp_path / "cluster", port, task_managers=1, slots=2) as cluster:
                 port = cluster.rest_port

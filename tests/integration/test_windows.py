@@ -21,7 +21,7 @@ from tests.transforms.test_combine import windows_with
 pytestmark = pytest.mark.integration
 
 S = 1_000_000
-EVENTS = 40_000
+EVENTS = 20_000
 STEP = 2_000
 """Microseconds of event time from one event to the next."""
 
