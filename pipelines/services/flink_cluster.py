@@ -21,8 +21,9 @@ from streamgauge.pipelines.services.errors import ServiceError
 from streamgauge.pipelines.services.flink_conf import common, opens
 from streamgauge.pipelines.services.flink_rest import FlinkRest
 from streamgauge.pipelines.services.flink_submit import WORKERS_KEY
+from streamgauge.pipelines.services.jars import fetch
 from streamgauge.pipelines.services.java import java
-from streamgauge.pipelines.services.patches import cluster_jar, flink_jars, rpc_jar
+from streamgauge.pipelines.services.patches import cluster_jar, patch_jar, rpc_jar
 from streamgauge.pipelines.services.process import HOST, Service, lasting_ports, port_open
 from streamgauge.pipelines.services.server import JavaServer
 
@@ -247,10 +248,9 @@ def class_path(progress: bool = True) -> list[Path]:
     except ImportError:
         raise ServiceError("A Flink cluster needs the package apache-flink-libraries; run: pip install 'streamgauge[cluster]'") from None
     distribution = Path(next(iter(pyflink.__path__))) / "lib"
-    patch, *jars = flink_jars(progress)
+    jars = fetch("flink", progress)
     own = [jar for jar in sorted(distribution.glob("*.jar")) if jar.name.startswith(("flink-dist-", "log4j-"))]
-    rpc = rpc_jar(next(jar for jar in own if jar.name.startswith("flink-dist-")))
-    found = [patch, *own, *(jar for jar in jars if not jar.name.startswith(_DISTRIBUTION_HAS)), rpc]
+    found = [patch_jar(jars, progress), *own, *(jar for jar in jars if not jar.name.startswith(_DISTRIBUTION_HAS)), rpc_jar(own)]
     return [cluster_jar(found, progress), *found]
 
 

@@ -57,8 +57,8 @@ def test_flinks_rpc_system_is_unpacked_once(tmp_path: Path, cache: Path) -> None
     carrier = tmp_path / "flink-rpc-akka-loader-1.jar"
     with zipfile.ZipFile(carrier, "w") as jar:
         jar.writestr("flink-rpc-akka.jar", b"the jar")
-    unpacked = rpc_jar(carrier)
+    unpacked = rpc_jar([carrier])
     assert unpacked == cache / "patches" / "flink-rpc-akka-loader-1-unpacked.jar" and unpacked.read_bytes() == b"the jar"
     carrier.unlink()
-    assert rpc_jar(carrier) == unpacked
+    assert rpc_jar([carrier]) == unpacked
     assert {path.name for path in (cache / "patches").iterdir()} <= {unpacked.name, ".lock"}
